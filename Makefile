@@ -1,0 +1,56 @@
+# make demo      install and run the main job on the built-in model and data (about ten minutes on two cores)
+# make test      install and run the tests (not the slow ones)
+# make test-all  every test
+# make lint      ruff, format check, mypy
+# make docs      build the documentation site into site/
+#
+# On a machine where pip would fetch the CUDA build of torch, choose the CPU build:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(INDEX) -c constraints/cpu.txt
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: install demo test test-all lint format types docs clean
+
+install: $(VENV)/.installed
+
+# torch goes first and alone: a later package must find it and not ask for the newest build.
+$(VENV)/.installed: pyproject.toml constraints/cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/regrow demo -o runs/demo
+
+test: install
+	$(PYTEST) -m "not slow" --cov --cov-report=
+	@$(BIN)/python -m coverage combine --quiet --keep 2>/dev/null; $(BIN)/python -m coverage report | tail -n 1
+
+test-all: install
+	$(PYTEST)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install
+	$(BIN)/mypy
+
+docs: install
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*

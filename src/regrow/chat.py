@@ -1,0 +1,76 @@
+"""Talk to several models side by side in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from regrow.errors import RunError
+from regrow.runs import MANIFEST, read_manifest
+
+
+def models_of(folder: Path, arms: Sequence[str] | None = None) -> dict[str, Path]:
+    """Arm -> model folder of a run (or of a plain model folder).
+
+    Raises:
+        RunError: No such arm, or its model is gone.
+    """
+    if not (folder / MANIFEST).is_file():
+        return {folder.name: folder}
+    facts = read_manifest(folder).get("models", {})
+    known = {arm: Path(place) if Path(place).is_absolute() else folder / place for arm, place in facts.items()}
+    wanted = list(arms) if arms else [a for a in ("base", "regrow") if a in known] or list(known)
+    missing = [a for a in wanted if a not in known]
+    if missing:
+        raise RunError(
+            f"no arm '{missing[0]}' in this run", where=str(folder), hint=f"it has: {', '.join(known) or 'no finished model'}"
+        )
+    return {arm: known[arm] for arm in wanted}
+
+
+def talk(
+    folder: Path,
+    *,
+    arms: Sequence[str] | None = None,
+    max_new_tokens: int = 200,
+    temperature: float = 0.0,
+    system: str | None = None,
+) -> None:
+    """Read messages from standard input until /quit or end of file; print each model's answer as it comes."""
+    from regrow.models.generate import chat_once
+    from regrow.models.load import load_model, load_tokenizer
+    from regrow.progress import note
+
+    loaded = {}
+    for arm, path in models_of(folder, arms).items():
+        note(f"loading {arm} from {path}")
+        loaded[arm] = (load_model(path), load_tokenizer(path))
+    start = [{"role": "system", "content": system}] if system else []
+    history = {arm: list(start) for arm in loaded}
+    print("Type a message; /reset forgets the dialogue, /quit leaves.")
+    while True:
+        try:
+            said = input("\nyou> ").strip()
+        except EOFError:
+            print()
+            return
+        if said == "/quit":
+            return
+        if said == "/reset":
+            history = {arm: list(start) for arm in loaded}
+            continue
+        if not said:
+            continue
+        for arm, (model, tokenizer) in loaded.items():
+            history[arm].append({"role": "user", "content": said})
+            print(f"{arm}> ", end="", flush=True)
+            answer = chat_once(
+                model,
+                tokenizer,
+                history[arm],
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                on_text=lambda piece: print(piece, end="", flush=True),
+            )
+            print()
+            history[arm].append({"role": "assistant", "content": answer})

@@ -1,0 +1,239 @@
+"""The recipe as a typed object: YAML with the same keys as the command line, unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from regrow.curate.config import CurateConfig
+from regrow.errors import RecipeError
+from regrow.evaluate.config import EvalConfig
+from regrow.grow.config import GrowConfig
+from regrow.mix.config import MixConfig
+from regrow.models.config import ModelConfig
+from regrow.section import Section
+from regrow.train.config import TrainConfig
+
+MAX_NODES = 100_000
+"""A recipe that expands to more YAML nodes than this is refused (nested aliases can grow without bound)."""
+
+
+class DataConfig(Section):
+    """The user's data."""
+
+    path: str = ""
+    """A file, a folder or a hub name; `demo` makes questions and answers from the documentation of Python's own modules."""
+    format: str = "auto"
+    """auto, or one of: messages, alpaca, sharegpt, llava, prompt-completion, text (see the data formats page)."""
+    columns: dict[str, str] = {}
+    """Renames columns: the format's name -> your column (`instruction: my_question`)."""
+    on_bad: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be used: stop and name it, or drop and count it."""
+    domain: str = "domain"
+    """A label for your data in logs and charts, for rows that carry none."""
+    test_size: float | int = 0.1
+    """Rows held out to measure the gain: a share (below 1) or a number. They are never trained on."""
+    max_rows: int | None = Field(default=None, ge=2)
+    """Use only the first rows, for a trial."""
+
+
+class Recipe(Section):
+    """Everything a run depends on."""
+
+    seed: int = Field(default=0, ge=0)
+    """All randomness of the run comes from it."""
+    compare: bool = True
+    """Also train on your data alone, so that the report can show what replay saved. Costs one more training."""
+    arms: list[Literal["sft", "regrow"]] | None = None
+    """Which arms to train; leave out for `regrow` (and `sft` with compare)."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    grow: GrowConfig = GrowConfig()
+    curate: CurateConfig = CurateConfig()
+    mix: MixConfig = MixConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvalConfig = EvalConfig()
+
+    def trained_arms(self) -> list[str]:
+        """The arms to train, plain SFT first."""
+        if self.arms is not None:
+            return [a for a in ("sft", "regrow") if a in self.arms]
+        return ["sft", "regrow"] if self.compare else ["regrow"]
+
+
+def _size(node: yaml.Node, memo: dict[int, int]) -> int:
+    """Nodes below ``node`` with every alias expanded; memoised, so a 'billion laughs' file costs nothing to count."""
+    if id(node) in memo:
+        return memo[id(node)]
+    memo[id(node)] = MAX_NODES + 1  # a cycle counts as too large
+    total = 1
+    if isinstance(node, yaml.MappingNode):
+        total += sum(_size(k, memo) + _size(v, memo) for k, v in node.value)
+    elif isinstance(node, yaml.SequenceNode):
+        total += sum(_size(v, memo) for v in node.value)
+    memo[id(node)] = min(total, MAX_NODES + 1)
+    return memo[id(node)]
+
+
+def _lines(node: yaml.Node, path: tuple[str, ...], out: dict[tuple[str, ...], int], file: str) -> None:
+    out[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise RecipeError(f"the key '{name}' stands twice", where=f"{file}:{key.start_mark.line + 1}")
+            seen.add(name)
+            _lines(value, (*path, name), out, file)
+            out[(*path, name)] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _lines(value, (*path, str(i)), out, file)
+
+
+def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
+    lines: dict[tuple[str, ...], int] = {}
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            return {}, lines
+        if _size(root, {}) > MAX_NODES:
+            raise RecipeError(f"the recipe expands to more than {MAX_NODES:,} values", where=file)
+        _lines(root, (), lines, file)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"not valid YAML: {error.problem}", where=f"{file}:{line}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError(f"not valid YAML: {error}", where=file) from error
+    if not isinstance(data, dict):
+        raise RecipeError("a recipe is a mapping of sections (model:, data:, grow:, ...)", where=f"{file}:1")
+    return data, lines
+
+
+def _override(data: dict[str, Any], item: str) -> tuple[str, ...]:
+    key, equals, value = item.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"'{item}' is not of the form section.key=value", where="--set", hint="for example --set mix.replay_ratio=0.2")
+    path = tuple(key.strip().split("."))
+    spot = data
+    for name in path[:-1]:
+        inner = spot.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"'{name}' in '{key}' is a value, not a section", where="--set")
+        spot = inner
+    try:
+        spot[path[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of '{key}' is not valid YAML: {value}", where="--set") from error
+    return path
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for inner in typing.get_args(annotation):
+            if (found := _model_of(inner)) is not None:
+                return found
+    return None
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for name in path:
+        info = model.model_fields.get(name)
+        inner = _model_of(info.annotation) if info else None
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, file: str, lines: dict[tuple[str, ...], int], sets: dict[tuple[str, ...], str]) -> RecipeError:
+    first = error.errors(include_url=False)[0]
+    loc = tuple(str(p) for p in first["loc"])
+    # A union adds the name of the branch that failed behind the field; the longest known prefix is the place.
+    known = [loc[:n] for n in range(len(loc), 0, -1) if loc[:n] in lines or loc[:n] in sets]
+    place = known[0] if known else loc
+    if place in sets:
+        where = f"--set {sets[place]}"
+    elif place in lines:
+        where = f"{file}:{lines[place]}: {'.'.join(place)}"
+    else:
+        where = ".".join(loc)
+    if first["type"] == "extra_forbidden":
+        options = _known_keys(loc[:-1])
+        close = difflib.get_close_matches(loc[-1], options, n=1)
+        section = ".".join(loc[:-1]) or "the recipe"
+        hint = f"did you mean '{close[0]}'?" if close else f"{section} knows: {', '.join(options)}"
+        return RecipeError(f"unknown key '{loc[-1]}'", where=where, hint=hint)
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = "" if isinstance(given, (dict, list)) and len(str(given)) > 80 else f" (got {given!r})"
+    more = len(error.errors()) - 1
+    return RecipeError(f"{message}{shown}", where=where, hint=f"{more} more problem(s) after this one" if more else None)
+
+
+def parse_recipe(text: str, *, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """Make a recipe of YAML text and ``a.b=c`` overrides.
+
+    Raises:
+        RecipeError: Names the file, line and field (or the override) and what is wrong with it.
+    """
+    data, lines = _parse(text, file)
+    sets = {_override(data, item): item for item in overrides}
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, file, lines, sets) from error
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file; see `parse_recipe`. A relative ``data.path`` stays relative to the working directory."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not UTF-8 text (byte {error.start})", where=str(path)) from error
+    except OSError as error:
+        raise RecipeError(error.strerror or str(error), where=str(path), hint="`regrow init` writes one") from error
+    return parse_recipe(text, file=str(path), overrides=overrides)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `parse_recipe` reads it back to an equal object."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def commented_recipe(model: str = "smollm2", data: str = "data.jsonl") -> str:
+    """A recipe with every key, its default and what it does, for `regrow init`."""
+    values = Recipe.model_validate({"model": {"model_name_or_path": model}, "data": {"path": data}})
+    head = "# A Regrow recipe. Every key is shown with its default; delete what you do not change.\n# Run it: regrow run THIS_FILE\n"
+    return head + "\n" + "\n".join(_commented(values, 0)) + "\n"
+
+
+def _commented(section: BaseModel, depth: int) -> list[str]:
+    pad = "  " * depth
+    out: list[str] = []
+    for name, info in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            doc = (type(value).__doc__ or "").strip().split("\n")[0]
+            out += ["", f"{pad}# {doc}", f"{pad}{name}:"] if depth == 0 else [f"{pad}# {doc}", f"{pad}{name}:"]
+            out += _commented(value, depth + 1)
+            continue
+        for line in (info.description or "").strip().split("\n"):
+            if line:
+                out.append(f"{pad}# {line.strip()}")
+        dumped = section.model_dump(mode="json", include={name})
+        for line in yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True, width=110).rstrip().split("\n"):
+            out.append(f"{pad}{line}")
+    return out

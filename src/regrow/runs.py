@@ -1,0 +1,318 @@
+"""The run directory: manifest, lock, events, and stages that are done once and resumed after a crash.
+
+A stage is a folder inside the run. Its *inputs* are a flat dict of settings and of the hashes of what it reads. A stage
+whose inputs are unchanged is not run again; one that was cut off is entered again in its own folder and continues from
+what it committed; one whose inputs changed is emptied and done anew, and the user is told which inputs changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from regrow.errors import RunError
+from regrow.progress import event_sink, note
+
+Resume = Literal["auto", "always", "never"]
+
+FORMAT = "regrow-run/1"
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+OWNER = ".owner.json"
+HASH_WHOLE_BELOW = 64 * 2**20
+"""Outputs below this size are re-hashed before they are reused; larger ones (weights) are checked by size."""
+
+_PACKAGES = ("regrow", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "openvino-genai", "lm-eval", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this platform and the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one flat dict with dotted keys; lists stay whole."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        out.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return out
+
+
+def _write_json(path: Path, value: Any) -> None:
+    tmp = path.with_name(f".{path.name}.tmp")
+    with tmp.open("w", encoding="utf-8") as f:
+        json.dump(value, f, indent=1, ensure_ascii=False, default=str)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage left behind: its folder, the facts it returned, the hash of its outputs, and whether it ran now."""
+
+    path: Path
+    facts: dict[str, Any]
+    output_hash: str
+    ran: bool
+
+
+class Run:
+    """An open run directory. Use `open_run`; a `Run` holds the lock of its folder."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], resume: Resume) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.resume = resume
+
+    def event(self, kind: str, data: dict[str, Any]) -> None:
+        """Append one line to ``events.jsonl``. A watcher's convenience: a failed write never stops the run."""
+        line = json.dumps({"time": round(time.time(), 3), "kind": kind, **data}, ensure_ascii=False, default=str)
+        try:
+            with (self.path / "events.jsonl").open("a", encoding="utf-8") as f:
+                f.write(line + "\n")
+        except OSError as error:
+            print(f"events.jsonl could not be written: {error}", file=sys.stderr)
+
+    def save(self) -> None:
+        """Write the manifest atomically."""
+        _write_json(self.path / MANIFEST, self.manifest)
+
+    def changed(self, name: str, inputs: dict[str, Any]) -> list[str]:
+        """Which inputs of stage ``name`` differ from those recorded, as ``key: old -> new`` lines."""
+        old = self.manifest["stages"].get(name, {}).get("inputs", {})
+        new = json.loads(json.dumps(flatten(inputs), default=str))
+        return [
+            f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+
+    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageResult:
+        """Run one stage, or reuse or resume it.
+
+        Args:
+            name: Also its folder, ``grow`` or ``mix/regrow``.
+            inputs: Settings and upstream hashes; compared with those of the last time.
+            work: Gets the folder, does the work (continuing what it finds there), returns JSON-able facts.
+
+        Raises:
+            RunError: With ``resume="always"`` when the inputs changed; or when a finished stage's files are damaged.
+        """
+        folder = self._inside(name)
+        stages = self.manifest["stages"]
+        known = stages.get(name)
+        if known is not None:
+            changes = self.changed(name, inputs)
+            if not changes and known["status"] == "done":
+                damage = self._damage(folder, known["outputs"])
+                if not damage:
+                    note(f"{name}: unchanged, not run again")
+                    return StageResult(folder, known["facts"], known["output_hash"], ran=False)
+                if self.resume == "always":
+                    raise RunError(damage, where=str(folder), hint="run with --resume auto to do the stage again")
+                note(f"{name}: {damage}; doing it again")
+                self._empty(folder)
+            elif changes:
+                if self.resume == "always":
+                    raise RunError(
+                        f"stage '{name}' was made with other settings: " + "; ".join(changes[:8]),
+                        where=str(self.path / "recipe.yaml"),
+                        hint="use --resume auto to redo what changed, or another output folder",
+                    )
+                note(f"{name}: done anew, because {'; '.join(changes[:8])}")
+                self._empty(folder)
+            else:
+                note(f"{name}: continuing where it stopped")
+        elif folder.exists() and any(folder.iterdir()):
+            self._empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        earlier = 0.0 if known is None or known["status"] == "done" else known.get("seconds", 0.0)
+        stages[name] = {
+            "status": "running",
+            "inputs": json.loads(json.dumps(flatten(inputs), default=str)),
+            "started": started,
+            "seconds": earlier,
+        }
+        self.save()
+        self.event("stage", {"stage": name, "status": "running"})
+        try:
+            facts = work(folder)
+        except BaseException as error:
+            stages[name]["seconds"] = earlier + time.time() - started
+            stages[name]["error"] = f"{type(error).__name__}: {error}"
+            self._save_if_possible()
+            self.event("stage", {"stage": name, "status": "stopped", "error": str(error)})
+            raise
+        outputs = self._outputs(folder)
+        record = {
+            **stages[name],
+            "status": "done",
+            "seconds": round(earlier + time.time() - started, 3),
+            "facts": json.loads(json.dumps(facts, default=str)),
+            "outputs": outputs,
+            "output_hash": hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16],
+            "versions": versions(),
+        }
+        record.pop("error", None)
+        stages[name] = record
+        self.save()
+        self.event("stage", {"stage": name, "status": "done", "seconds": record["seconds"]})
+        return StageResult(folder, record["facts"], record["output_hash"], ran=True)
+
+    def _save_if_possible(self) -> None:
+        try:
+            self.save()
+        except OSError as error:  # a full disk must not hide the error that stopped the stage
+            print(f"the manifest could not be updated: {error}", file=sys.stderr)
+
+    def _inside(self, name: str) -> Path:
+        folder = (self.path / name).resolve()
+        if not folder.is_relative_to(self.path.resolve()) or folder == self.path.resolve():
+            raise RunError(f"stage folder '{name}' lies outside the run", where=str(self.path))
+        return folder
+
+    def _empty(self, folder: Path) -> None:
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def _outputs(self, folder: Path) -> dict[str, dict[str, Any]]:
+        out = {}
+        for path in sorted(_files(folder)):
+            out[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        return out
+
+    def _damage(self, folder: Path, outputs: dict[str, dict[str, Any]]) -> str | None:
+        for name, facts in outputs.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != facts["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, {facts['bytes']} were written"
+            if facts["bytes"] < HASH_WHOLE_BELOW and file_sha256(path) != facts["sha256"]:
+                return f"{name} was changed since it was written"
+        return None
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    skip = ("-wal", "-shm", ".lock")
+    return (p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(skip))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run folder.
+
+    Raises:
+        RunError: Not a run folder, or the manifest is damaged or of another format.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise RunError("this is not a run folder: it has no manifest.json", where=str(path))
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"the manifest is damaged: {error}",
+            where=str(file),
+            hint="restore it from a backup, or start again in another folder; the stages' folders are untouched",
+        ) from error
+    stages = manifest.get("stages") if isinstance(manifest, dict) else None
+    if not isinstance(stages, dict) or manifest.get("format") != FORMAT:
+        raise RunError(f"the manifest is not of the format {FORMAT}", where=str(file))
+    for name, stage in stages.items():
+        whole = isinstance(stage, dict) and isinstance(stage.get("inputs"), dict)
+        if whole and stage.get("status") == "done":
+            whole = isinstance(stage.get("outputs"), dict) and "output_hash" in stage and "facts" in stage
+        if not whole or stage.get("status") not in ("running", "done"):
+            raise RunError(f"the manifest's entry for stage '{name}' is damaged", where=str(file))
+    return manifest
+
+
+@contextmanager
+def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
+    """Open (or create) a run directory and hold its lock.
+
+    Args:
+        path: The run folder. A new or empty folder starts a run.
+        resume: ``auto`` continues a run that is there, redoing stages whose inputs changed; ``always`` insists that
+            there is one and that nothing changed; ``never`` insists on a new folder.
+
+    Raises:
+        RunError: The folder holds something else, another process works on it, or it does not fit ``resume``.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise RunError("this is a file, a folder is needed", where=str(path))
+    is_run = (path / MANIFEST).is_file()
+    ours = {LOCK, OWNER, "events.jsonl", f".{MANIFEST}.tmp"}
+    occupied = path.is_dir() and any(p.name not in ours for p in path.iterdir())
+    if occupied and not is_run:
+        raise RunError("the output folder is not empty and is not a run", where=str(path), hint="choose another folder with -o")
+    if is_run and resume == "never":
+        raise RunError("the folder holds a run already", where=str(path), hint="choose another folder with -o, or --resume auto")
+    if not is_run and resume == "always":
+        raise RunError("there is no run to resume", where=str(path), hint="use --resume auto to start one")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"another process works on this run{_owner(path)}", where=str(path), hint="wait for it, or use another folder") from error
+    except OSError as error:
+        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    try:
+        _write_json(path / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
+        if is_run:
+            manifest = read_manifest(path)
+        else:
+            manifest = {"format": FORMAT, "created": time.strftime("%F %T"), "versions": versions(), "stages": {}}
+        run = Run(path, manifest, resume)
+        run.save()
+        with event_sink(run.event):
+            yield run
+    finally:
+        (path / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads((path / OWNER).read_text(encoding="utf-8"))
+        return f" (process {owner['pid']} on {owner['host']} since {owner['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
