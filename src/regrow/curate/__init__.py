@@ -1,0 +1,1 @@
+"""Cleans a grown corpus: quality filters, decontamination, near-duplicates, held-out dialogues."""
