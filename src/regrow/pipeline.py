@@ -1,0 +1,294 @@
+"""Chains the stages of a recipe; knows their order and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.progress import note
+from regrow.recipe import Recipe, dump_recipe
+from regrow.runs import Resume, Run, StageResult, file_sha256, open_run
+
+if TYPE_CHECKING:
+    from regrow.evaluate.items import Item
+    from regrow.models.load import ResolvedModel
+    from regrow.rows.row import Row
+
+GROW_SPARE = 1.3
+"""Grown tokens per token the mix needs: curation drops some. Our choice; what is over is simply not mixed in."""
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        path: The run folder.
+        report: The page.
+        models: Arm -> model folder.
+        results: What stands in ``eval/results.json``.
+    """
+
+    path: Path
+    report: Path
+    models: dict[str, Path]
+    results: dict[str, Any]
+
+    def text(self) -> str:
+        """The table for the terminal, and where everything is."""
+        from regrow.report.build import load_report
+
+        lines = [load_report(self.path).text_table(), ""]
+        lines += [f"{arm + ' model':<14} {path}" for arm, path in self.models.items() if arm != "base"]
+        lines += [f"{'report':<14} {self.report}"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from regrow.report.build import load_report
+
+        return load_report(self.path)._repr_html_()
+
+
+def run(recipe: Recipe, out: str | Path, *, resume: Resume = "auto") -> RunResult:
+    """Run a recipe from data to report, or continue it.
+
+    Args:
+        recipe: See `regrow.recipe.Recipe`.
+        out: The run folder; created if needed.
+        resume: See `regrow.runs.open_run`.
+
+    Raises:
+        RegrowError: Anything the user can mend, with the place and what to do.
+    """
+    from regrow.models.load import resolve_model
+    from regrow.rows.writers import atomic_write_text
+
+    with open_run(out, resume=resume) as open_:
+        model = resolve_model(
+            recipe.model.model_name_or_path, trust_remote_code=recipe.model.trust_remote_code
+        )
+        open_.manifest["model"] = {"name": model.name, "revision": model.revision, "origin": model.origin}
+        open_.manifest["seed"] = recipe.seed
+        atomic_write_text(open_.path / "recipe.yaml", dump_recipe(recipe))
+        return _Chain(recipe, open_, model).go()
+
+
+class _Chain:
+    def __init__(self, recipe: Recipe, run: Run, model: ResolvedModel) -> None:
+        self.recipe, self.run, self.model = recipe, run, model
+        self.seed = recipe.seed
+
+    def inputs(self, section: Any, **more: Any) -> dict[str, Any]:
+        return {**section.model_dump(mode="json"), "model": self.model.revision, "seed": self.seed, **more}
+
+    def go(self) -> RunResult:
+        recipe, run = self.recipe, self.run
+        data = self.data()
+        train_rows = read_back(data.path / "train.jsonl")
+        heldout = read_back(data.path / "heldout.jsonl")
+        suites = self.suites(data, heldout)
+        corpus = None
+        if "regrow" in recipe.trained_arms():
+            grown = self.grow(train_rows, data)
+            corpus = self.curate(grown, suites, data, train_rows)
+        models = {"base": self.model.path}
+        trained: dict[str, StageResult] = {}
+        for arm in recipe.trained_arms():
+            mixed = self.mix(arm, data, train_rows, corpus if arm == "regrow" else None)
+            trained[arm] = self.train(arm, mixed)
+            models[arm] = trained[arm].path / trained[arm].facts["model"]
+        run.manifest["models"] = {
+            arm: str(path.relative_to(run.path)) if path.is_relative_to(run.path) else str(path)
+            for arm, path in models.items()
+        }
+        run.save()
+        evaluated = self.evaluate(models, trained, suites, corpus)
+        return self.finish(models, evaluated, corpus)
+
+    def data(self) -> StageResult:
+        recipe = self.recipe
+
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.rows.readers import read_rows
+            from regrow.rows.split import split_rows
+            from regrow.rows.writers import write_jsonl
+
+            source = data_source(recipe, folder)
+            read = read_rows(
+                source,
+                domain=recipe.data.domain,
+                format=recipe.data.format,
+                on_bad=recipe.data.on_bad,
+                columns=recipe.data.columns or None,
+                limit=recipe.data.max_rows,
+            )
+            train, heldout = split_rows(read.rows, recipe.data.test_size, self.seed)
+            write_jsonl(train, folder / "train.jsonl")
+            write_jsonl(heldout, folder / "heldout.jsonl")
+            return {
+                "rows": len(read.rows),
+                "train": len(train),
+                "heldout": len(heldout),
+                "dropped": read.dropped,
+                "format": read.format,
+            }
+
+        inputs = {**recipe.data.model_dump(mode="json"), "seed": self.seed, "files": source_hash(recipe.data.path)}
+        return self.run.stage("data", inputs, work)
+
+    def suites(self, data: StageResult, heldout: list[Row]) -> StageResult:
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.evaluate.stage import build_suites
+
+            path = build_suites(self.recipe.evaluate, self.model, heldout, folder, seed=self.seed)
+            return {"items": sum(1 for _ in path.open(encoding="utf-8"))}
+
+        return self.run.stage("suites", self.inputs(self.recipe.evaluate, data=data.output_hash), work)
+
+    def grow(self, train_rows: list[Row], data: StageResult) -> StageResult:
+        from regrow.mix.stage import replay_tokens_wanted
+
+        cfg = self.recipe.grow
+        if cfg.dialogues is None and cfg.tokens is None:
+            wanted = replay_tokens_wanted(
+                train_rows, self.model.path, self.recipe.mix, epochs=self.recipe.train.num_train_epochs
+            )
+            cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + self.recipe.curate.holdout_tokens})
+            note(f"grow: {cfg.tokens:,} tokens, for a replay_ratio of {self.recipe.mix.replay_ratio}")
+        if self.recipe.train.replay_loss == "soft" and cfg.top_logprobs == 0:
+            cfg = cfg.model_copy(update={"top_logprobs": 32})
+
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.grow.stage import grow
+
+            return grow(cfg, self.model, folder, seed=self.seed).to_dict()
+
+        return self.run.stage("grow", self.inputs(cfg), work)
+
+    def curate(self, grown: StageResult, suites: StageResult, data: StageResult, rows: list[Row]) -> StageResult:
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.curate.stage import curate
+            from regrow.models.embed import load_encoder
+
+            return curate(
+                grown.path,
+                self.recipe.curate,
+                folder,
+                items=read_items(suites.path / "items.jsonl"),
+                domain_rows=rows,
+                encoder=load_encoder(self.recipe.grow.encoder),
+                seed=self.seed,
+            ).to_dict()
+
+        upstream = {"grow": grown.output_hash, "suites": suites.output_hash, "data": data.output_hash}
+        return self.run.stage("corpus", self.inputs(self.recipe.curate, **upstream), work)
+
+    def mix(self, arm: str, data: StageResult, rows: list[Row], corpus: StageResult | None) -> StageResult:
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.mix.stage import mix
+
+            return mix(
+                rows,
+                corpus.path if corpus else None,
+                self.model.path,
+                self.recipe.mix,
+                folder,
+                seed=self.seed,
+                epochs=self.recipe.train.num_train_epochs,
+            ).to_dict()
+
+        upstream = {"data": data.output_hash, "corpus": corpus.output_hash if corpus else None}
+        epochs = self.recipe.train.num_train_epochs
+        return self.run.stage(f"mix/{arm}", self.inputs(self.recipe.mix, epochs=epochs, **upstream), work)
+
+    def train(self, arm: str, mixed: StageResult) -> StageResult:
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.train.stage import train
+
+            done = train(self.model.path, mixed.path, self.recipe.train, folder, seed=self.seed, label=arm)
+            return {**done.to_dict(), "model": str(Path(done.model_path).relative_to(folder))}
+
+        return self.run.stage(f"train/{arm}", self.inputs(self.recipe.train, mix=mixed.output_hash), work)
+
+    def evaluate(
+        self,
+        models: dict[str, Path],
+        trained: dict[str, StageResult],
+        suites: StageResult,
+        corpus: StageResult | None,
+    ) -> StageResult:
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.evaluate.stage import evaluate
+
+            items = read_items(suites.path / "items.jsonl")
+            if corpus is not None:
+                items += read_items(corpus.path / "own_dialogues.jsonl")
+            done = evaluate(models, items, self.recipe.evaluate, folder, seed=self.seed)
+            return {"verdict": done.results["verdict"]["sentence"]}
+
+        upstream = {
+            "suites": suites.output_hash,
+            "corpus": corpus.output_hash if corpus else None,
+            **{f"train/{arm}": stage.output_hash for arm, stage in trained.items()},
+        }
+        return self.run.stage("eval", self.inputs(self.recipe.evaluate, **upstream), work)
+
+    def finish(self, models: dict[str, Path], evaluated: StageResult, corpus: StageResult | None) -> RunResult:
+        from regrow.report.build import build_report
+        from regrow.report.card import model_facts
+        from regrow.models.save import write_model_card
+
+        results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
+        for arm, path in models.items():
+            if arm != "base":
+                write_model_card(path, model_facts(self.run.path, arm))
+        report = build_report(self.run.path, self.run.path / "report.html")
+        return RunResult(self.run.path, report, models, results)
+
+
+def data_source(recipe: Recipe, folder: Path) -> str:
+    """The data's path or hub name; builds the demo's dataset when asked for."""
+    from regrow.errors import RecipeError
+
+    if not recipe.data.path:
+        raise RecipeError("no data is named", where="data.path", hint="a file, a folder, a hub name, or `demo`")
+    if recipe.data.path != DEMO:
+        return recipe.data.path
+    from regrow.demo import build_demo_dataset
+
+    return str(build_demo_dataset(folder / "demo.jsonl", seed=recipe.seed))
+
+
+def source_hash(path: str) -> dict[str, str]:
+    """File -> hash of the user's data, so that an edited file redoes the run from there; empty for hub names."""
+    root = Path(path)
+    if root.is_file():
+        return {root.name: file_sha256(root)}
+    if root.is_dir():
+        return {str(p.relative_to(root)): file_sha256(p) for p in sorted(root.rglob("*")) if p.is_file()}
+    return {}
+
+
+def read_back(path: Path) -> list[Row]:
+    """Rows that a stage of ours wrote."""
+    from regrow.rows.row import Row
+
+    with path.open(encoding="utf-8") as f:
+        return [Row.from_dict(json.loads(line)) for line in f]
+
+
+def read_items(path: Path) -> list[Item]:
+    """Evaluation items that a stage of ours wrote."""
+    from regrow.evaluate.items import Item
+
+    with path.open(encoding="utf-8") as f:
+        return [Item(**json.loads(line)) for line in f]
+
+
+def arms_of(names: Sequence[str]) -> list[str]:
+    """Arm names for a list of models: base, then after, after-2, ..."""
+    return ["base", *("after" if i == 0 else f"after-{i + 1}" for i in range(len(names) - 1))]
