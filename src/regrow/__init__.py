@@ -1,3 +1,25 @@
-"""Regrow: fine-tune a model without it forgetting."""
+"""Regrow: fine-tune a language model without it forgetting.
+
+>>> import regrow
+>>> result = regrow.tune("smollm2", "my_data.jsonl", "runs/mine")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "curate", "evaluate", "export", "grow", "mix", "report", "run", "train", "tune"]
+
+if TYPE_CHECKING:
+    from regrow.api import curate, evaluate, export, grow, mix, report, run, train, tune
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of `regrow.api`, imported when first used: ``import regrow`` itself stays instant."""
+    if name in __all__:
+        from regrow import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'regrow' has no attribute '{name}'")

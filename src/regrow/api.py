@@ -1,0 +1,389 @@
+"""The public functions. The command line is a thin face over them.
+
+Every function takes plain values for the usual settings and ``settings``, a dict of recipe keys with dots
+(``{"train.learning_rate": 1e-4}``), for all others. Long work resumes when called again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from regrow.errors import DataError, RunError
+from regrow.pipeline import RunResult, arms_of, read_items
+from regrow.pipeline import run as _run
+from regrow.recipe import Recipe, load_recipe, parse_recipe
+from regrow.runs import MANIFEST, Resume, read_manifest
+
+if TYPE_CHECKING:
+    from regrow.models.load import ResolvedModel
+    from regrow.report.build import Report
+    from regrow.rows.row import Row
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """What one stage did: its folder and its facts (counts, tokens, seconds)."""
+
+    stage: str
+    path: Path
+    facts: dict[str, Any]
+
+    def text(self) -> str:
+        """For the terminal: one fact a line."""
+        width = max((len(k) for k in self.facts), default=0)
+        lines = [f"{self.stage}: {self.path}"]
+        for key, value in self.facts.items():
+            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+            if isinstance(value, float):
+                shown = f"{value:,.4g}"
+            lines.append(f"  {key.replace('_', ' '):<{width}}  {shown}")
+        return "\n".join(lines)
+
+
+def _recipe(settings: Settings | None, **direct: Any) -> Recipe:
+    given = {key.replace("__", "."): value for key, value in direct.items() if value is not None}
+    merged = {**given, **(settings or {})}
+    return parse_recipe("", file="settings", overrides=[f"{k}={json.dumps(v)}" for k, v in merged.items()])
+
+
+def tune(
+    model: str,
+    data: str | Path,
+    output: str | Path = "runs/tune",
+    *,
+    replay_ratio: float | None = None,
+    method: Literal["full", "lora"] | None = None,
+    epochs: float | None = None,
+    compare: bool = True,
+    seed: int = 0,
+    settings: Settings | None = None,
+    resume: Resume = "auto",
+) -> RunResult:
+    """Fine-tune ``model`` on ``data`` and keep the rest: grow, curate, mix, train, evaluate, report.
+
+    Args:
+        model: A folder in Hugging Face format, a hub name, a ``.gguf`` file, or ``smollm2``.
+        data: A file, a folder or a hub name; ``demo`` for the built-in example.
+        output: The run folder. A run that is there is continued.
+        replay_ratio: Share of the final training tokens that is replay.
+        method: Train all weights or LoRA adapters.
+        epochs: Passes over ``data``.
+        compare: Also train on ``data`` alone, so that the report can show what replay saved.
+        seed: All randomness comes from it.
+        settings: Any other recipe keys.
+        resume: ``auto``, ``always`` or ``never``; see `regrow.runs.open_run`.
+
+    Raises:
+        RegrowError: Anything you can mend, with the place and what to do.
+    """
+    recipe = _recipe(
+        settings,
+        model__model_name_or_path=str(model),
+        data__path=str(data),
+        mix__replay_ratio=replay_ratio,
+        train__method=method,
+        train__num_train_epochs=epochs,
+        compare=compare,
+        seed=seed,
+    )
+    return _run(recipe, output, resume=resume)
+
+
+def run(recipe: Recipe | str | Path, output: str | Path, *, resume: Resume = "auto") -> RunResult:
+    """Run a recipe (an object or a YAML file) from data to report, or continue it."""
+    return _run(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), output, resume=resume)
+
+
+def grow(
+    model: str,
+    output: str | Path,
+    *,
+    shape: str | Sequence[int] | None = None,
+    dialogues: int | None = None,
+    tokens: int | None = None,
+    topics: Sequence[str] | None = None,
+    engine: str | None = None,
+    top_logprobs: int | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> StageSummary:
+    """Grow a corpus of dialogues out of ``model`` (Tree Generation, arXiv 2406.11354).
+
+    Args:
+        model: As in `tune`.
+        output: The corpus folder; ``datasets.load_dataset(output)`` reads it.
+        shape: Most children per node and layer, or ``balance``, ``wide``, ``mixed-turns``, ``auto``.
+        dialogues: How many dialogues (or give ``tokens``).
+        tokens: How many tokens of distinct turns.
+        topics: One tree a topic; built-in fields of knowledge by default.
+        engine: ``auto``, ``transformers``, ``openvino`` or ``dummy``.
+        top_logprobs: Keep the k likeliest tokens of each position (for soft replay).
+        seed: All randomness comes from it.
+        settings: Any other recipe keys.
+    """
+    recipe = _recipe(
+        settings,
+        model__model_name_or_path=str(model),
+        grow__shape=list(shape) if shape is not None and not isinstance(shape, str) else shape,
+        grow__dialogues=dialogues,
+        grow__tokens=tokens,
+        grow__topics=list(topics) if topics is not None else None,
+        grow__engine=engine,
+        grow__top_logprobs=top_logprobs,
+        seed=seed,
+    )
+    return grow_with(recipe, Path(output))
+
+
+def grow_with(recipe: Recipe, output: Path) -> StageSummary:
+    """`grow` with the settings of a recipe."""
+    from regrow.grow.stage import grow as stage
+
+    done = stage(recipe.grow, _model(recipe), output, seed=recipe.seed)
+    return StageSummary("grow", output, done.to_dict())
+
+
+def curate(
+    corpus: str | Path,
+    output: str | Path,
+    *,
+    items: str | Path | None = None,
+    data: str | Path | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> StageSummary:
+    """Clean a corpus: near-duplicates, quality, decontamination against ``items`` and ``data``.
+
+    Args:
+        corpus: A folder made by `grow`.
+        output: A new folder with the same layout; the source stays as it is.
+        items: Evaluation items (``suites/items.jsonl`` of a run) that must not occur in it.
+        data: Your own rows; replay that repeats them is removed.
+        seed: Chooses the held-out dialogues.
+        settings: Any other recipe keys.
+    """
+    recipe = _recipe(settings, data__path=str(data) if data else None, seed=seed)
+    return curate_with(recipe, Path(corpus), Path(output), items=Path(items) if items else None)
+
+
+def curate_with(recipe: Recipe, corpus: Path, output: Path, *, items: Path | None = None) -> StageSummary:
+    """`curate` with the settings of a recipe."""
+    from regrow.curate.stage import curate as stage
+    from regrow.models.embed import load_encoder
+
+    done = stage(
+        corpus,
+        recipe.curate,
+        output,
+        items=read_items(items) if items else [],
+        domain_rows=_rows(recipe) if recipe.data.path else [],
+        encoder=load_encoder(recipe.grow.encoder),
+        seed=recipe.seed,
+    )
+    return StageSummary("curate", output, done.to_dict())
+
+
+def mix(
+    model: str,
+    data: str | Path,
+    output: str | Path,
+    *,
+    corpus: str | Path | None = None,
+    replay_ratio: float | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> StageSummary:
+    """Mix your data with replay at a ratio counted in tokens.
+
+    Args:
+        model: Whose tokenizer and chat template are used.
+        data: Your rows.
+        output: A new folder: ``train.parquet`` (token rows in training order) and ``mix.json``.
+        corpus: A grown (and curated) corpus; None for no replay.
+        replay_ratio: Share of the final training tokens that is replay.
+        seed: Order of rows and choice of dialogues.
+        settings: Any other recipe keys.
+    """
+    recipe = _recipe(
+        settings, model__model_name_or_path=str(model), data__path=str(data), mix__replay_ratio=replay_ratio, seed=seed
+    )
+    return mix_with(recipe, Path(output), corpus=Path(corpus) if corpus else None)
+
+
+def mix_with(recipe: Recipe, output: Path, *, corpus: Path | None) -> StageSummary:
+    """`mix` with the settings of a recipe."""
+    from regrow.mix.stage import mix as stage
+
+    done = stage(
+        _rows(recipe),
+        corpus,
+        _model(recipe).path,
+        recipe.mix,
+        output,
+        seed=recipe.seed,
+        epochs=recipe.train.num_train_epochs,
+    )
+    return StageSummary("mix", output, done.to_dict())
+
+
+def train(
+    model: str,
+    mixed: str | Path,
+    output: str | Path,
+    *,
+    method: Literal["full", "lora"] | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> StageSummary:
+    """Fine-tune on a folder made by `mix`.
+
+    Args:
+        model: The model to tune.
+        mixed: The folder.
+        output: ``output/model`` (and ``output/adapter``) in Hugging Face format, ``output/log.jsonl``.
+        method: Train all weights or LoRA adapters.
+        learning_rate: Peak learning rate.
+        seed: Order of batches, initial adapters.
+        settings: Any other recipe keys.
+    """
+    recipe = _recipe(
+        settings,
+        model__model_name_or_path=str(model),
+        train__method=method,
+        train__learning_rate=learning_rate,
+        seed=seed,
+    )
+    return train_with(recipe, Path(mixed), Path(output))
+
+
+def train_with(recipe: Recipe, mixed: Path, output: Path) -> StageSummary:
+    """`train` with the settings of a recipe."""
+    from regrow.train.stage import train as stage
+
+    done = stage(_model(recipe).path, mixed, recipe.train, output, seed=recipe.seed)
+    return StageSummary("train", output, done.to_dict())
+
+
+def evaluate(
+    models: Sequence[str],
+    output: str | Path,
+    *,
+    suites: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> dict[str, Any]:
+    """Score two or more models on the same items, paired, with intervals.
+
+    Args:
+        models: The model before, then the model(s) after.
+        output: A folder for items, records and results.
+        suites: ``facts``, ``lm-eval:TASK``, ``file:PATH.jsonl``; with ``data`` also ``heldout``.
+        data: Held-out rows, to measure the gain.
+        seed: Choice of items and resampling.
+        settings: Any other recipe keys.
+
+    Returns:
+        What stands in ``output/results.json``.
+    """
+    recipe = _recipe(
+        settings,
+        evaluate__suites=list(suites) if suites else None,
+        data__path=str(data) if data else None,
+        seed=seed,
+    )
+    evaluate_with(recipe, models, Path(output))
+    results: dict[str, Any] = json.loads((Path(output) / "results.json").read_text(encoding="utf-8"))
+    return results
+
+
+def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path) -> str:
+    """`evaluate` with the settings of a recipe; returns the table as text."""
+    from regrow.evaluate.stage import build_suites
+    from regrow.evaluate.stage import evaluate as stage
+    from regrow.models.load import resolve_model
+    from regrow.report.build import results_table
+
+    if len(models) < 2:
+        raise DataError("one model was given, at least two are compared", hint="regrow eval BEFORE AFTER -o DIR")
+    found = [resolve_model(m, trust_remote_code=recipe.model.trust_remote_code) for m in models]
+    wanted = [s for s in recipe.evaluate.suites if s != "own-dialogues" and (s != "heldout" or recipe.data.path)]
+    cfg = recipe.evaluate.model_copy(update={"suites": wanted})
+    output.mkdir(parents=True, exist_ok=True)
+    heldout = _rows(recipe) if recipe.data.path and "heldout" in wanted else []
+    items = read_items(build_suites(cfg, found[0], heldout, output, seed=recipe.seed))
+    arms = dict(zip(arms_of(models), (m.path for m in found), strict=True))
+    done = stage(arms, items, cfg, output, seed=recipe.seed)
+    names = "\n".join(f"{arm:<10} {name}" for arm, name in zip(arms, models, strict=True))
+    return f"{results_table(done.results)}\n\n{names}"
+
+
+def report(run_folder: str | Path) -> Report:
+    """The report of a run: shows itself in a notebook; ``.text_table()`` for a terminal."""
+    from regrow.report.build import load_report
+
+    return load_report(Path(run_folder))
+
+
+def export(source: str | Path, output: str | Path, *, to: str, quant: str = "f16") -> Path:
+    """Export a corpus (``messages``, ``sharegpt``, ``alpaca``, ``llava``) or a model (``merged``, ``gguf``).
+
+    Args:
+        source: A corpus folder, a run folder (its curated corpus, or its regrown model), a model or an adapter folder.
+        output: File or folder to write.
+        to: The format.
+        quant: For gguf: ``f16`` or ``q8_0``.
+    """
+    source, output = Path(source), Path(output)
+    if to in ("messages", "sharegpt", "alpaca", "llava"):
+        from regrow.rows.export import export_corpus
+
+        corpus = source / "corpus" if (source / MANIFEST).is_file() else source
+        return export_corpus(corpus, output, to=to)  # type: ignore[arg-type]
+    if to in ("merged", "gguf"):
+        from regrow.models.load import resolve_model
+        from regrow.models.save import export_gguf, merge_adapter
+
+        folder = _tuned(source)
+        if to == "merged":
+            return merge_adapter(folder, output)
+        return export_gguf(resolve_model(folder).path, output, quant=quant)
+    raise DataError(
+        f"'{to}' is not a format", where="--to", hint="messages, sharegpt, alpaca, llava, merged or gguf"
+    )
+
+
+def _tuned(source: Path) -> Path:
+    if not (source / MANIFEST).is_file():
+        return source
+    models = read_manifest(source).get("models", {})
+    for arm in ("regrow", "sft"):
+        if arm in models:
+            return source / models[arm]
+    raise RunError("this run has no finished model yet", where=str(source))
+
+
+def _model(recipe: Recipe) -> ResolvedModel:
+    from regrow.models.load import resolve_model
+
+    return resolve_model(recipe.model.model_name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+
+
+def _rows(recipe: Recipe) -> list[Row]:
+    from regrow.rows.readers import read_rows
+
+    return read_rows(
+        recipe.data.path,
+        domain=recipe.data.domain,
+        format=recipe.data.format,
+        on_bad=recipe.data.on_bad,
+        columns=recipe.data.columns or None,
+        limit=recipe.data.max_rows,
+    ).rows
