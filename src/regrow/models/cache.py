@@ -23,7 +23,8 @@ def cache_dir() -> Path:
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex.
 
-    Remembered in the cache by resolved path, size, inode and modification time in ns, so that a second look at 15 GB of weights is free.
+    Remembered in the cache by resolved path, size, inode and modification time in ns, so that a second look at 15 GB
+    of weights is free.
     """
     path = path.resolve()
     stat = path.stat()
@@ -68,7 +69,8 @@ def is_complete(folder: Path) -> bool:
 def build_once(target: Path, build: Callable[[Path], dict[str, object]]) -> Path:
     """Return the folder ``target``, building it first when it is not there or damaged.
 
-    Safe against other processes (a file lock), ``kill -9`` (built beside, renamed at the end) and truncated files (sizes in the marker).
+    Safe against other processes (a file lock), ``kill -9`` (built beside, renamed at the end) and truncated files
+    (sizes in the marker).
 
     Args:
         target: A folder inside the cache.

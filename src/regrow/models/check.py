@@ -38,8 +38,11 @@ def check_folder(
         and not any((folder / name).is_file() for name in TOKENIZER_FILES)
         and not list(folder.glob("*.tiktoken"))
     ):
-        raise ModelError("the folder has no tokenizer", where=where,
-                         hint="Copy tokenizer.json and tokenizer_config.json from the model it was trained from.")  # fmt: skip
+        raise ModelError(
+            "the folder has no tokenizer",
+            where=where,
+            hint="Copy tokenizer.json and tokenizer_config.json from the model it was trained from.",
+        )
 
 
 def _read_config(folder: Path, where: str) -> dict[str, Any]:
@@ -48,10 +51,16 @@ def _read_config(folder: Path, where: str) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         if is_adapter(folder):
-            raise ModelError("this is an adapter, a full model is needed here", where=where,
-                             hint="Merge it first: regrow.models.save.merge_adapter(adapter, out).")  # fmt: skip
-        raise ModelError("the folder has no config.json, so it is not a model in Hugging Face format", where=where,
-                         hint="Give the folder that holds config.json, *.safetensors and tokenizer.json.")  # fmt: skip
+            raise ModelError(
+                "this is an adapter, a full model is needed here",
+                where=where,
+                hint="Merge it first: regrow.models.save.merge_adapter(adapter, out).",
+            )
+        raise ModelError(
+            "the folder has no config.json, so it is not a model in Hugging Face format",
+            where=where,
+            hint="Give the folder that holds config.json, *.safetensors and tokenizer.json.",
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -71,8 +80,11 @@ def _check_code(config: dict[str, Any], trust_remote_code: bool, where: str) -> 
     # Many models on the hub still carry code from before transformers knew them; those load without it.
     if config["model_type"] in CONFIG_MAPPING_NAMES:
         return
-    raise ModelError(f"the architecture '{config['model_type']}' is Python code inside the model's folder, which is not run unasked", where=where,
-                     hint="Read that code; if you trust it, set model.trust_remote_code: true.")  # fmt: skip
+    raise ModelError(
+        f"the architecture '{config['model_type']}' is code in the model's folder, which is not run unasked",
+        where=where,
+        hint="Read that code; if you trust it, set model.trust_remote_code: true.",
+    )
 
 
 def _check_weights(folder: Path, where: str) -> None:
@@ -86,8 +98,11 @@ def _check_weights(folder: Path, where: str) -> None:
             ) from error
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
-            raise ModelError(f"{len(missing)} of {len(shards)} weight files are missing, first {missing[0]}", where=where,
-                             hint="The download or the copy is not complete; do it again.")  # fmt: skip
+            raise ModelError(
+                f"{len(missing)} of {len(shards)} weight files are missing, first {missing[0]}",
+                where=where,
+                hint="The download or the copy is not complete; do it again.",
+            )
         files = [folder / name for name in shards]
     else:
         files = [file for file in sorted(folder.glob("*.safetensors")) if not file.name.startswith("adapter_")]
@@ -95,7 +110,7 @@ def _check_weights(folder: Path, where: str) -> None:
         pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
         if pickles:
             raise ModelError(
-                f"the weights are a pickle ({pickles[0]}), which can run code when it is loaded, so Regrow does not load it",
+                f"the weights are a pickle ({pickles[0]}), which can run code when loaded, so it is not loaded",
                 where=where,
                 hint='Convert it where you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
                 "M.from_pretrained('IN').save_pretrained('OUT')\" and copy the tokenizer files to OUT.",

@@ -28,9 +28,11 @@ class ModelConfig(Section):
     model_name_or_path: str = "smollm2"
     """A folder in Hugging Face format, a hub name, a `.gguf` file, or `smollm2` for the embedded model."""
     revision: str | None = None
-    """Branch, tag or commit of a hub repository; None takes the default branch. Refused for anything that is not on the hub."""
+    """Branch, tag or commit of a hub repository; None takes the default branch. Refused for anything that is not on
+    the hub."""
     dtype: Dtype = "auto"
-    """Number format of the weights in memory. `auto`: float32 on a CPU (bf16 is slower there), bfloat16 on a GPU that has it."""
+    """Number format of the weights in memory. `auto`: float32 on a CPU (bf16 is slower there), bfloat16 on a GPU that
+    has it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off, because such code can do anything to your machine."""
     turns: ManualTurns | None = None

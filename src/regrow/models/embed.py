@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_TOKENS = 256
-"""all-MiniLM-L6-v2 was trained on at most this many word pieces; longer texts are cut, as its own configuration does."""
+"""all-MiniLM-L6-v2 was trained on at most this many word pieces; longer texts are cut, as its own configuration
+does."""
 
 
 class Encoder:
-    """A sentence encoder: token states averaged over the text (mean pooling, Reimers and Gurevych, arXiv 1908.10084), L2-normalised.
+    """A sentence encoder: token states averaged over the text (mean pooling, Reimers and Gurevych, arXiv 1908.10084),
+    L2-normalised.
 
     Attributes:
         name: What it was loaded by.
@@ -43,8 +45,9 @@ class Encoder:
     ) -> npt.NDArray[np.float32]:
         """Embed texts.
 
-        Batches are made of texts of like length (longest first, ties by position), so that little is spent on padding and an
-        out-of-memory shows at once. Rows do not depend on the order of ``texts`` beyond float rounding of the padding.
+        Batches are made of texts of like length (longest first, ties by position), so that little is spent on padding
+        and an out-of-memory shows at once. Rows do not depend on the order of ``texts`` beyond float rounding of the
+        padding.
 
         Args:
             texts: Any strings; an empty one is embedded as the empty sentence.

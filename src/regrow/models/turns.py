@@ -1,7 +1,7 @@
 """Turn markers: all that is specific to a model when a dialogue is grown, trained on or scored.
 
-They are derived from the tokenizer's own chat template, never from a table of model names, and proven by rendering dialogues of
-one, two and three turns, with and without a system prompt, and comparing with ``apply_chat_template``.
+They are derived from the tokenizer's own chat template, never from a table of model names, and proven by rendering
+dialogues of one, two and three turns, with and without a system prompt, and comparing with ``apply_chat_template``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,24 @@ from typing import TYPE_CHECKING, Literal
 
 from regrow.errors import ModelError
 from regrow.models.config import ManualTurns
+from regrow.models.encoding import encode_broken, encode_inner
 from regrow.models.template import (
-    A1, A2, BY_HAND, S0, U1, U2, ChatTemplate, Messages, Split, TemplateRefusal,
-    assistant, cut, marker_tokens, split_template, system, units, user,
-)  # fmt: skip
+    BY_HAND,
+    S0,
+    U1,
+    ChatTemplate,
+    Messages,
+    Split,
+    TemplateRefusal,
+    assistant,
+    cut,
+    marker_tokens,
+    split_template,
+    system,
+    trimmed_roles,
+    units,
+    user,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,22 +40,31 @@ FOLD = "\n\n"
 """Between a system prompt and the first user message where the template has no system role."""
 
 
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<eos>", "</s>")
+"""Where a vocabulary has one of these, it ends any turn: chat models also emit the end token of their base model."""
+
+
 @dataclass(frozen=True)
 class Turns:
     """The turn markers of a model.
 
-    A dialogue is ``opening  user  assistant_open  answer  assistant_close  user_open  user  assistant_open ...``, and every start of that
+    A dialogue is ``opening  user  assistant_open  answer  assistant_close  user_open  user  assistant_open ...``, and
+    every start of that
     text is a start of every longer dialogue: trees share their prefixes.
 
     Attributes:
-        opening: All text before the first user content: beginning-of-text token, system prompt, what opens the user's turn.
-        assistant_open: Closes the user's turn and opens the assistant's. With an empty thinking block where the model's template puts one.
+        opening: All text before the first user content: beginning-of-text token, system prompt, what opens the user's
+            turn.
+        assistant_open: Closes the user's turn and opens the assistant's. With an empty thinking block where the
+            model's template puts one.
         assistant_close: Ends an answer.
         user_open: Opens a later user turn.
-        close_last: What the template puts after the last answer; differs from ``assistant_close`` for Phi-3, which adds a token.
-        open_history: What the template puts before earlier answers; differs from ``assistant_open`` for Qwen3 (no thinking block).
-        system_around: Text before and after a system prompt in the opening; None when the template has no place for one, and it is put
-            before the first user message instead.
+        close_last: What the template puts after the last answer; differs from ``assistant_close`` for Phi-3, which
+            adds a token.
+        open_history: What the template puts before earlier answers; differs from ``assistant_open`` for Qwen3 (no
+            thinking block).
+        system_around: Text before and after a system prompt in the opening; None when the template has no place for
+            one, and it is put before the first user message instead.
         lead: Whether the content of a role is preceded by a space that belongs to its first token (``[INST] Hello``).
         trims: Roles whose content the template strips of white space.
         notes: In what the markers differ from the template on purpose; empty for most templates.
@@ -58,48 +81,59 @@ class Turns:
     trims: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     default_opening: str = ""
-    _system: str | None = None
+    default_lead: bool = False
+    system_lead: bool = False
     _marker_ids: frozenset[int] = frozenset()
     _stop_ids: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _stop_strings: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def content(self, role: str, text: str) -> str:
-        """``text`` as it stands in a rendered dialogue: trimmed where the template trims, with its leading space where it has one."""
-        text = text.strip() if role in self.trims else text
-        return f" {text}" if role in self.lead else text
-
-    def pieces(self, messages: Messages, *, as_template: bool = False) -> Iterator[tuple[str | None, str]]:
-        """The dialogue as ``(role, text)``: role None for markers, ``user`` or ``assistant`` for content; joined they are `render`.
-
-        The last answer is followed by ``assistant_close``; after a last user message comes nothing (add ``assistant_open`` to answer it).
+        """``text`` as it stands in a rendered dialogue: trimmed where the template trims, with its leading space.
 
         Args:
-            messages: An optional system message (else the opening of `derive_turns` holds), then user and assistant in turn.
-            as_template: Exactly what the chat template gives, with ``open_history`` and ``close_last``; not prefix-stable.
+            role: ``user``, ``assistant``, ``system``, or ``first`` for the first user message, which may have no
+                leading space where later ones do.
+            text: What was said.
+        """
+        speaker = "user" if role == "first" else role
+        text = text.strip() if speaker in self.trims else text
+        return f" {text}" if role in self.lead else text
+
+    def with_system(self, prompt: str) -> Turns:
+        """The same markers with ``prompt`` as the system prompt of the opening."""
+        opening, leads = self._opening_for(prompt)
+        rest = self.lead - {"first"}
+        return replace(self, opening=opening, lead=rest | {"first"} if leads else rest)
+
+    def pieces(self, messages: Messages, *, as_template: bool = False) -> Iterator[tuple[str | None, str]]:
+        """The dialogue as ``(role, text)``: role None for markers, else content; joined they are `render`.
+
+        The last answer is followed by ``assistant_close``; after a last user message comes nothing (add
+        ``assistant_open`` to have it answered).
+
+        Args:
+            messages: An optional system message (else the opening of `derive_turns` holds), then user and assistant in
+                turn.
+            as_template: What the chat template gives, with ``open_history`` and ``close_last``; not prefix-stable.
 
         Raises:
             ModelError: The roles do not alternate, start with an answer, or a content is not text.
         """
         said = list(messages)
-        opening, folded = self.opening, ""
         if said and said[0]["role"] == "system":
-            opening, folded = self._opening_for(_text(said[0]))
-            said = said[1:]
-        elif self._system is not None and self.system_around is None:
-            folded = f"{self._system}{FOLD}"
+            yield from self.with_system(_text(said[0])).pieces(said[1:], as_template=as_template)
+            return
         for position, message in enumerate(said):
             role, last = message["role"], position == len(said) - 1
             if role != ("user" if position % 2 == 0 else "assistant"):
-                raise ModelError(
-                    f"message {position + 1} of the dialogue is from '{role}', user and assistant have to alternate"
-                )
+                raise ModelError(f"message {position + 1} is from '{role}'; user and assistant have to alternate")
             if position == 0:
-                yield None, opening
+                yield None, self.opening
             elif role == "user":
                 yield None, self.user_open
             else:
                 yield None, self.open_history if as_template and not last else self.assistant_open
-            yield role, self.content(role, (folded if position == 0 else "") + _text(message))
+            yield role, self.content("first" if position == 0 else role, _text(message))
             if role == "assistant":
                 yield None, self.close_last if as_template and last else self.assistant_close
 
@@ -107,15 +141,17 @@ class Turns:
         """The dialogue as text; see `pieces`."""
         return "".join(text for _, text in self.pieces(messages, as_template=as_template))
 
-    def _opening_for(self, prompt: str) -> tuple[str, str]:
-        if self.system_around is None:
-            return self.default_opening, f"{prompt.strip() if 'system' in self.trims else prompt}{FOLD}"
-        before, after = self.system_around
-        return f"{before}{self.content('system', prompt)}{after}", ""
+    def _opening_for(self, prompt: str) -> tuple[str, bool]:
+        """The opening with a system prompt, and whether the first user content then has a leading space."""
+        prompt = prompt.strip() if "system" in self.trims else prompt
+        if self.system_around is not None:
+            before, after = self.system_around
+            return f"{before}{prompt}{after}", self.system_lead
+        return f"{self.default_opening}{' ' if self.default_lead else ''}{prompt}{FOLD}", False
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         """Token ids of marker text: markers parse as special tokens, nothing is added before or after."""
-        return _encode_inner(tokenizer, text)
+        return encode_inner(tokenizer, text)
 
     def encode_content(self, tokenizer: PreTrainedTokenizerBase, text: str, role: str | None = None) -> list[int]:
         """Token ids of what a person or model said. Text that looks like a special token is encoded as plain text.
@@ -130,9 +166,9 @@ class Turns:
         """
         if role is not None:
             text = self.content(role, text)
-        ids = _encode_inner(tokenizer, text, plain=True)
+        ids = encode_inner(tokenizer, text, plain=True)
         if not self._marker_ids.isdisjoint(ids):
-            ids = _encode_broken(tokenizer, text, self._marker_ids)
+            ids = encode_broken(tokenizer, text, self._marker_ids)
         if not self._marker_ids.isdisjoint(ids):
             raise ModelError(
                 "the tokenizer reads ordinary text as special tokens", hint="Use a tokenizer with a tokenizer.json."
@@ -140,9 +176,11 @@ class Turns:
         return ids
 
     def encode_dialogue(self, tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[list[int], list[int]]:
-        """Token ids of a dialogue and, for each, 1 where the model is to learn it: answers and the marker that ends them.
+        """Token ids of a dialogue and, for each, 1 where the model is to learn it: answers and the marker that ends
+        them.
 
-        Piece by piece, so that content never turns into markers. Of ``assistant_close`` only what comes up to its first special token
+        Piece by piece, so that content never turns into markers. Of ``assistant_close`` only what comes up to its
+        first special token
         is learnt: the model is stopped there and never writes the rest.
         """
         ids: list[int] = []
@@ -162,7 +200,8 @@ class Turns:
         return ids, learn
 
     def stop_ids(self, role: SpeakingRole) -> tuple[int, ...]:
-        """Token ids that end a turn of ``role``, sorted: the first special token of what follows it, and the end-of-text tokens."""
+        """Token ids that end a turn of ``role``, sorted: the first special token of what follows it, and the
+        end-of-text tokens."""
         return self._stop_ids[role]
 
     def stop_strings(self, role: SpeakingRole) -> tuple[str, ...]:
@@ -181,7 +220,8 @@ def derive_turns(
         manual: Markers by hand instead of the template.
 
     Raises:
-        ModelError: There is no template, it cannot be split, or the split does not reproduce it; with the way to give them by hand.
+        ModelError: There is no template, it cannot be split, or the split does not reproduce it; with the way to give
+            them by hand.
     """
     if manual is not None:
         return _finish(tokenizer, _from_hand(manual), system)
@@ -192,7 +232,7 @@ def derive_turns(
     template = ChatTemplate(tokenizer)
     try:
         turns = _from_split(split_template(template))
-        turns = replace(turns, trims=_trims(template))
+        turns = replace(turns, trims=trimmed_roles(template))
         _prove(template, turns, None)
         turns = _add_system(template, turns)
     except ModelError as error:
@@ -222,9 +262,13 @@ def _from_hand(manual: ManualTurns) -> Turns:
             "assistant_open and assistant_close must not be blank: nothing would end a turn", where="model.turns"
         )
     return Turns(
-        opening=manual.opening, assistant_open=manual.assistant_open, assistant_close=manual.assistant_close, user_open=manual.user_open,
-        close_last=manual.assistant_close, open_history=manual.assistant_open,
-    )  # fmt: skip
+        opening=manual.opening,
+        assistant_open=manual.assistant_open,
+        assistant_close=manual.assistant_close,
+        user_open=manual.user_open,
+        close_last=manual.assistant_close,
+        open_history=manual.assistant_open,
+    )
 
 
 def _from_split(split: Split) -> Turns:
@@ -250,27 +294,19 @@ def _from_split(split: Split) -> Turns:
             "the chat template cannot be split into turns: nothing marks the end of an answer", hint=BY_HAND
         )
     return Turns(
-        opening=split.opening, assistant_open=split.open_last, assistant_close=split.close, user_open=split.user_open,
-        close_last=split.close_last, open_history=split.open_history, notes=tuple(notes),
-    )  # fmt: skip
-
-
-def _trims(template: ChatTemplate) -> frozenset[str]:
-    """Which roles' contents the template strips, seen by rendering contents with white space around them."""
-    padded = template.render([user(f" \n{U1}\n "), assistant(f" \n{A1}\n "), user(f" \n{U2}\n ")])
-    plain = template.render([user(U1), assistant(A1), user(U2)])
-    found = set()
-    if padded == plain:
-        return frozenset({"user", "assistant"})
-    if f" \n{U1}\n " not in padded:
-        found.add("user")
-    if f" \n{A1}\n " not in padded:
-        found.add("assistant")
-    return frozenset(found)
+        opening=split.opening,
+        assistant_open=split.open_last,
+        assistant_close=split.close,
+        user_open=split.user_open,
+        close_last=split.close_last,
+        open_history=split.open_history,
+        notes=tuple(notes),
+    )
 
 
 def _add_system(template: ChatTemplate, turns: Turns) -> Turns:
-    """Find the place of a system prompt; without one that holds in every dialogue it goes before the first user message."""
+    """Find the place of a system prompt; without one that holds in every dialogue it goes before the first user
+    message."""
     try:
         before, after, _ = cut(template.render([system(S0), user(U1)]), S0, U1)
         padded = template.render([system(f" \n{S0}\n "), user(U1)])
@@ -296,7 +332,7 @@ DIALOGUE = (
 def _prove(template: ChatTemplate, turns: Turns, prompt: str | None) -> None:
     """Render dialogues of one to three turns both ways; raise when a character differs."""
     start = [] if prompt is None else [system(prompt)]
-    trimmed = replace(turns, default_opening=turns.opening)
+    placed = replace(turns, default_opening=turns.opening)
     for n in (1, 2, 3):
         done = [message for q, a in DIALOGUE[:n] for message in (user(q), assistant(a))]
         for messages in ([*start, *done], [*start, *done[:-1]]):
@@ -307,9 +343,10 @@ def _prove(template: ChatTemplate, turns: Turns, prompt: str | None) -> None:
                 raise ModelError(
                     f"the chat template refuses a dialogue of {n} turns: {error}", hint=BY_HAND
                 ) from error
-            got = trimmed.render(messages, as_template=True)
+            got = placed.render(messages, as_template=True)
             if generation:
-                # Only that the answer begins as the generation prompt does; what thinking models add to it was looked at before.
+                # Only that the answer begins as the generation prompt does; what thinking models add to it was looked
+                # at before.
                 wanted, got = wanted[: len(got)], got
             if wanted != got:
                 at = next(
@@ -317,84 +354,66 @@ def _prove(template: ChatTemplate, turns: Turns, prompt: str | None) -> None:
                     min(len(wanted), len(got)),
                 )
                 raise ModelError(
-                    f"the turn markers do not reproduce the chat template: it gives {wanted[at : at + 40]!r}, they give {got[at : at + 40]!r}",
+                    f"the turn markers do not reproduce the chat template: "
+                    f"it gives {wanted[at : at + 40]!r}, they give {got[at : at + 40]!r}",
                     hint=BY_HAND,
                 )
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, turns: Turns, prompt: str | None) -> Turns:
     """Move leading spaces to the contents, put the system prompt in, look up the ids."""
-    lead = set()
-    opening, user_open, assistant_open = turns.opening, turns.user_open, turns.assistant_open
-    history, around = turns.open_history, turns.system_around
     # One space before a content belongs to its first token in every BPE vocabulary ("▁Hello", "ĠHello").
-    if opening.endswith(" ") and user_open.endswith(" ") and (around is None or around[1].endswith(" ")):
-        opening, user_open = opening[:-1], user_open[:-1]
-        around = None if around is None else (around[0], around[1][:-1])
-        lead.add("user")
+    opening, default_lead = _take_space(turns.opening)
+    user_open, user_lead = _take_space(turns.user_open)
+    assistant_open, history, system_lead, around = turns.assistant_open, turns.open_history, False, turns.system_around
+    lead = {name for name, found in (("first", default_lead), ("user", user_lead)) if found}
     if assistant_open.endswith(" ") and history.endswith(" "):
         assistant_open, history = assistant_open[:-1], history[:-1]
         lead.add("assistant")
+    if around is not None:
+        after, system_lead = _take_space(around[1])
+        around = (around[0], after)
     turns = replace(
-        turns, opening=opening, user_open=user_open, assistant_open=assistant_open, open_history=history, system_around=around,
-        lead=frozenset(lead), default_opening=opening,
-    )  # fmt: skip
+        turns,
+        opening=opening,
+        user_open=user_open,
+        assistant_open=assistant_open,
+        open_history=history,
+        system_around=around,
+        lead=frozenset(lead),
+        default_opening=opening,
+        default_lead=default_lead,
+        system_lead=system_lead,
+    )
     if prompt is not None:
-        turns = replace(turns, opening=turns._opening_for(prompt)[0], _system=prompt)
+        turns = turns.with_system(prompt)
     tokens = marker_tokens(tokenizer)
     markers = turns.opening + turns.assistant_open + turns.assistant_close + turns.user_open + turns.close_last
     used = {unit for unit in units(markers, tokens) if unit in tokens} | {t for t in tokenizer.all_special_tokens if t}
     ids = frozenset(int(tokenizer.convert_tokens_to_ids(token)) for token in used)
     ends = {"user": turns.assistant_open, "assistant": turns.assistant_close}
-    also = {"user": turns.user_open, "assistant": turns.user_open}
+    ending = [tokenizer.bos_token, tokenizer.eos_token, *(token for token in END_OF_TEXT if token in tokens)]
+    eos = {int(tokenizer.convert_tokens_to_ids(token)) for token in ending if token}
+    leak_id, leak_string = _stops(tokenizer, turns.user_open, tokens)
     stop_ids, stop_strings = {}, {}
     for role, marker in ends.items():
         found_id, found_string = _stops(tokenizer, marker, tokens)
-        leak_id, leak_string = _stops(tokenizer, also[role], tokens)
-        eos = {tokenizer.eos_token_id} - {None}
         stop_ids[role] = tuple(sorted(found_id | leak_id | eos))
-        stop_strings[role] = tuple(sorted(found_string | leak_string))
+        # Words such as "User:" may well stand in an answer that ends with a token of its own.
+        stop_strings[role] = tuple(sorted(found_string if found_id else found_string | leak_string))
     return replace(turns, _marker_ids=ids, _stop_ids=stop_ids, _stop_strings=stop_strings)
+
+
+def _take_space(marker: str) -> tuple[str, bool]:
+    return (marker[:-1], True) if marker.endswith(" ") else (marker, False)
 
 
 def _stops(tokenizer: PreTrainedTokenizerBase, marker: str, tokens: frozenset[str]) -> tuple[set[int], set[str]]:
     """The first added token of ``marker`` as an id; text before it (all of it, when there is none) as a string."""
-    plain = ""
+    plain, found = "", set()
     for unit in units(marker, tokens):
         if unit in tokens:
-            return {int(tokenizer.convert_tokens_to_ids(unit))}, {plain.strip()} - {""}
+            found.add(int(tokenizer.convert_tokens_to_ids(unit)))
+            break
         plain += unit
-    return set(), {plain.strip()} - {""}
-
-
-ANCHOR = "\n"
-
-
-def _encode_inner(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool = False) -> list[int]:
-    """Ids of ``text`` as it is encoded inside a longer text: SentencePiece tokenizers put a space before a text's first word, which
-    an inner text does not have, so ``text`` is encoded behind a line break whose ids are taken off again."""
-
-    def ids(part: str) -> list[int]:
-        extra = {"split_special_tokens": True} if plain else {}
-        return list(tokenizer(part, add_special_tokens=False, **extra)["input_ids"])
-
-    if not text:
-        return []
-    probe, anchor = ids(f"{ANCHOR}Hello"), ids(ANCHOR)
-    if probe == anchor + ids("Hello"):
-        return ids(text)
-    whole = ids(ANCHOR + text)
-    return whole[len(anchor) :] if whole[: len(anchor)] == anchor else ids(text)
-
-
-def _encode_broken(tokenizer: PreTrainedTokenizerBase, text: str, forbidden: frozenset[int]) -> list[int]:
-    """Ids of ``text`` with every look-alike of a forbidden token cut after its first character, so that it cannot be matched."""
-    tokens = frozenset(t for t in marker_tokens(tokenizer) if tokenizer.convert_tokens_to_ids(t) in forbidden)
-    parts, current = [], ""
-    for unit in units(text, tokens):
-        if unit in tokens:
-            parts.append(current + unit[0])
-            current = unit[1:]
-        else:
-            current += unit
-    return [token for part in [*parts, current] for token in _encode_inner(tokenizer, part, plain=True)]
+    return found, {plain.strip(" ")} if plain.strip() else set()
