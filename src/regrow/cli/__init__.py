@@ -8,29 +8,32 @@ import typer
 
 from regrow.errors import RegrowError
 
-app = typer.Typer(
-    name="regrow",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Fine-tune a language model without it forgetting.\n\n"
-    "`regrow tune MODEL DATA` grows replay data out of the model, mixes it into your data, trains, "
-    "and writes a page that shows what was gained and what was kept.",
-)
-
-
 def main() -> None:
     """Entry point. Exit codes: 0 ok, 1 error (wrong usage included), 2 a gate failed, 130 stopped by Ctrl-C."""
     sys.exit(_run())
 
 
-def _run() -> int:
+def build_app() -> typer.Typer:
+    """The application with all its commands."""
     from regrow.cli import chat, data, env, evaluate, export, grow, recipe, report, train, tune
 
+    app = typer.Typer(
+        name="regrow",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Fine-tune a language model without it forgetting.\n\n"
+        "`regrow tune MODEL DATA` grows replay data out of the model, mixes it into your data, trains, "
+        "and writes a page that shows what was gained and what was kept.",
+    )
     for module in (tune, recipe, grow, data, train, evaluate, report, chat, export, env):
         module.register(app)
+    return app
+
+
+def _run() -> int:
     try:
-        result = app(standalone_mode=False)
+        result = build_app()(standalone_mode=False)
         return result if isinstance(result, int) else 0
     except RegrowError as error:
         print(f"error: {error}", file=sys.stderr)

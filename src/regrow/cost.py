@@ -1,0 +1,204 @@
+"""What a run will cost, before anything is spent."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.pipeline import GROW_SPARE, data_source
+from regrow.recipe import Recipe
+
+if TYPE_CHECKING:
+    from regrow.models.load import ResolvedModel
+
+KEPT_SHARE = 0.6
+"""Share of sampled candidates that survive the screens and MMR with the defaults; `docs/how-to/grow.md` shows counts.
+Only the estimate uses it."""
+EVAL_TOKENS_PER_ITEM = 40
+PROBE_TOKENS = 256
+
+
+@dataclass
+class Cost:
+    """An estimate. Times are None when they were not measured.
+
+    Attributes:
+        train_tokens: Arm -> tokens that pass through training, all epochs.
+        seconds: Stage -> estimated seconds on this machine.
+        disk_bytes: What the run folder will hold.
+    """
+
+    rows: int
+    heldout: int
+    dropped: dict[str, int]
+    domain_tokens: int
+    replay_tokens: int
+    grown_tokens: int
+    sampled_tokens: int
+    train_tokens: dict[str, int]
+    disk_bytes: int
+    disk_free: int
+    engine: str = ""
+    speeds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """For the terminal."""
+        lines = [
+            "recipe and data are fine",
+            f"  your rows           {self.rows:,} to train on ({self.domain_tokens:,} tokens an epoch), {self.heldout:,} held out",
+        ]
+        if self.dropped:
+            lines.append("  left out            " + ", ".join(f"{n:,} {why}" for why, n in self.dropped.items()))
+        lines.append(f"  to grow             {self.grown_tokens:,} tokens kept, about {self.sampled_tokens:,} sampled")
+        for arm, tokens in self.train_tokens.items():
+            lines.append(f"  to train ({arm + ')':<9} {tokens:,} tokens")
+        lines.append(f"  disk                {self.disk_bytes / 2**30:.1f} GiB of {self.disk_free / 2**30:.0f} GiB free")
+        if self.seconds:
+            for stage, seconds in self.seconds.items():
+                lines.append(f"  time to {stage:<12}about {_minutes(seconds)}")
+            lines.append(f"  in all              about {_minutes(sum(self.seconds.values()))} on this machine")
+            measured = ", ".join(f"{k} {v:,.0f} tok/s" for k, v in self.speeds.items())
+            lines.append(f"  measured just now   {measured} (engine {self.engine})")
+        if self.disk_bytes > self.disk_free:
+            lines.append("  WARNING: there is not enough disk space for this run")
+        return "\n".join(lines)
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def estimate(recipe: Recipe, *, timing: bool = True) -> Cost:
+    """Check the data and the model, count tokens, and (with ``timing``) measure this machine for a few seconds.
+
+    Raises:
+        RegrowError: What `regrow run` would stop at, as far as it can be seen without running it.
+    """
+    import shutil
+
+    from regrow.grow.stage import estimate_cost
+    from regrow.mix.stage import count_tokens, replay_tokens_wanted
+    from regrow.models.load import resolve_model
+    from regrow.rows.readers import read_rows
+    from regrow.rows.split import split_rows
+
+    model = resolve_model(recipe.model.model_name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+    with tempfile.TemporaryDirectory() as folder:
+        source = data_source(recipe, Path(folder))
+        read = read_rows(
+            source,
+            domain=recipe.data.domain,
+            format=recipe.data.format,
+            on_bad=recipe.data.on_bad,
+            columns=recipe.data.columns or None,
+            limit=recipe.data.max_rows,
+        )
+    train, heldout = split_rows(read.rows, recipe.data.test_size, recipe.seed)
+    epochs = recipe.train.num_train_epochs
+    domain = count_tokens(train, model.path, recipe.mix)
+    arms = recipe.trained_arms()
+    replay = grown = sampled = 0
+    if "regrow" in arms:
+        replay = replay_tokens_wanted(train, model.path, recipe.mix, epochs=epochs)
+        cfg = recipe.grow
+        if cfg.tokens is None and cfg.dialogues is None:
+            cfg = cfg.model_copy(update={"tokens": max(1, int(replay * GROW_SPARE))})
+        expected = estimate_cost(cfg)
+        grown, sampled = expected.kept_tokens, expected.sampled_tokens
+    tokens = {arm: int(domain * epochs) + (replay if arm == "regrow" else 0) for arm in arms}
+    weights = sum(p.stat().st_size for p in model.path.glob("*.safetensors"))
+    saved = weights * (len(arms) if recipe.train.method == "full" else 0.1 * len(arms))
+    checkpoint = 3 * weights if recipe.train.method == "full" else 0.1 * weights
+    cost = Cost(
+        rows=len(train),
+        heldout=len(heldout),
+        dropped=read.dropped,
+        domain_tokens=domain,
+        replay_tokens=replay,
+        grown_tokens=grown,
+        sampled_tokens=sampled,
+        train_tokens=tokens,
+        disk_bytes=int(saved + checkpoint + grown * 40),
+        disk_free=shutil.disk_usage(os.getcwd()).free,
+    )
+    if timing:
+        _time(recipe, model, cost)
+    return cost
+
+
+def _time(recipe: Recipe, model: ResolvedModel, cost: Cost) -> None:
+    from regrow.models.load import load_model
+
+    loaded = load_model(model.path)
+    cost.speeds["train"] = _train_speed(loaded)
+    cost.speeds["score"] = _score_speed(loaded)
+    del loaded
+    items = recipe.evaluate.n_facts * 4 + recipe.evaluate.pool_sample + recipe.evaluate.max_heldout
+    scored = items * EVAL_TOKENS_PER_ITEM * (len(cost.train_tokens) + 2)
+    if cost.sampled_tokens:
+        cost.speeds["grow"], cost.engine = _grow_speed(recipe, model)
+        cost.seconds["grow"] = cost.sampled_tokens / cost.speeds["grow"]
+    cost.seconds["train"] = sum(cost.train_tokens.values()) / cost.speeds["train"]
+    cost.seconds["evaluate"] = scored / cost.speeds["score"]
+
+
+def _probe(model: Any) -> Any:
+    import torch
+
+    vocab = int(model.config.get_text_config().vocab_size)
+    ids = torch.randint(0, vocab, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    return ids.to(model.device)
+
+
+def _train_speed(model: Any) -> float:
+    import torch
+
+    ids = _probe(model)
+    model.train()
+    seconds = []
+    for _ in range(2):  # the first pass warms up
+        started = time.perf_counter()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        seconds.append(time.perf_counter() - started)
+    for p in model.parameters():
+        p.grad = None
+    model.eval()
+    with torch.no_grad():
+        return PROBE_TOKENS / seconds[-1]
+
+
+def _score_speed(model: Any) -> float:
+    import torch
+
+    ids = _probe(model)
+    with torch.inference_mode():
+        model(input_ids=ids, use_cache=False)
+        started = time.perf_counter()
+        model(input_ids=ids, use_cache=False)
+        return PROBE_TOKENS / (time.perf_counter() - started)
+
+
+def _grow_speed(recipe: Recipe, model: ResolvedModel) -> tuple[float, str]:
+    from regrow.engines.base import Request, SampleParams
+    from regrow.engines.choose import make_engine
+    from regrow.models.load import load_tokenizer
+
+    engine = make_engine(recipe.grow.engine, model, seed=recipe.seed)
+    try:
+        prompt = tuple(load_tokenizer(model.path).encode("The topic is"))
+        params = SampleParams(max_new_tokens=24, temperature=1.0)
+        requests = [Request(str(i), prompt, 4, i, params) for i in range(16)]
+        started = time.perf_counter()
+        made = sum(len(c.token_ids) for _, found in engine.sample(requests) for c in found)
+        return made / (time.perf_counter() - started), engine.info.name
+    finally:
+        engine.close()
