@@ -26,7 +26,8 @@ class GgufFacts:
     n_tensors: int
 
 
-def _reader(path: Path) -> Any:
+def open_gguf(path: Path) -> Any:
+    """A `gguf.GGUFReader`, or a `ModelError` that names the file."""
     from gguf import GGUFReader
 
     try:
@@ -45,7 +46,7 @@ def read_gguf(path: Path) -> GgufFacts:
     Raises:
         ModelError: It is not a GGUF file, is cut off, or names no architecture.
     """
-    reader = _reader(path)
+    reader = open_gguf(path)
 
     def text(key: str) -> str:
         field = reader.get_field(key)
@@ -94,7 +95,12 @@ def convert_gguf(path: Path) -> Path:
             )
         progress.note(f"converting {path.name} ({facts.architecture}) to safetensors, once")
         _convert(path, folder)
-        return {"source": path.name, "sha256": digest, "architecture": facts.architecture, "license": facts.license}
+        return {
+            "source": str(path.resolve()),
+            "sha256": digest,
+            "architecture": facts.architecture,
+            "license": facts.license,
+        }
 
     return build_once(target, build)
 
