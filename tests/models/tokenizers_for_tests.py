@@ -45,7 +45,18 @@ FAMILIES: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
     "lfm2": ("<|startoftext|>", "<|im_end|>", ("<|im_start|>",)),
 }
 
-SENTENCEPIECE = {"llama2", "mistral_v1", "mistral_v3", "vicuna", "zephyr", "gemma", "gemma2", "gemma3", "phi3", "phi3_5"}
+SENTENCEPIECE = {
+    "llama2",
+    "mistral_v1",
+    "mistral_v3",
+    "vicuna",
+    "zephyr",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3_5",
+}
 
 TEXTS = [
     "What is 2 + 2? It is 4. Answer in one word. Be kind.",
@@ -66,14 +77,13 @@ def template_text(name: str) -> str:
 
 def build_tokenizer(bos: str | None, eos: str, special: Sequence[str], template: str, *, sentencepiece: bool) -> Any:
     """A fast tokenizer: byte-level BPE, or BPE over "▁" words with byte fall-back as SentencePiece models have."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    del Regex, normalizers
     tokens = list(dict.fromkeys(["<unk>", *([bos] if bos else []), eos, *special]))
     if sentencepiece:
         backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
         backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         tokens += [f"<0x{byte:02X}>" for byte in range(256)]
         alphabet: list[str] = []
@@ -82,8 +92,12 @@ def build_tokenizer(bos: str | None, eos: str, special: Sequence[str], template:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(TEXTS * 3, trainer)
+    if sentencepiece:  # as in the converted Llama tokenizers: learnt on words, applied to the whole text
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     named = {"bos_token": bos} if bos else {}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=eos, unk_token="<unk>", additional_special_tokens=list(special), **named

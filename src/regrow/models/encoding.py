@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 ANCHOR = "\n"
 
 
-def encode_inner(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool = False) -> list[int]:
+def encode_inner(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool = False, first: bool = False
+) -> list[int]:
     """Ids of ``text`` as it is encoded inside a longer text: SentencePiece tokenizers put a space before a text's
     first word, which an inner text does not have, so ``text`` is encoded behind a line break whose ids are taken off
     again."""
@@ -21,7 +23,7 @@ def encode_inner(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool =
     if not text:
         return []
     anchor = _anchor_ids(tokenizer)
-    if not anchor:
+    if first or not anchor:
         return _ids(tokenizer, text, plain)
     whole = _ids(tokenizer, ANCHOR + text, plain)
     return whole[len(anchor) :] if whole[: len(anchor)] == anchor else _ids(tokenizer, text, plain)

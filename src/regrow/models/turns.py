@@ -149,9 +149,18 @@ class Turns:
             return f"{before}{prompt}{after}", self.system_lead
         return f"{self.default_opening}{' ' if self.default_lead else ''}{prompt}{FOLD}", False
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-        """Token ids of marker text: markers parse as special tokens, nothing is added before or after."""
-        return encode_inner(tokenizer, text)
+    def encode(self, tokenizer: PreTrainedTokenizerBase, text: str, *, first: bool | None = None) -> list[int]:
+        """Token ids of marker text: markers parse as special tokens, nothing is added before or after.
+
+        Args:
+            tokenizer: The tokenizer the turns were derived from.
+            text: One marker or several after each other.
+            first: Whether the dialogue begins with it, where a SentencePiece tokenizer puts a space; by default when it
+                starts with ``opening``.
+        """
+        if first is None:
+            first = text.startswith(self.opening) and self.opening != self.user_open
+        return encode_inner(tokenizer, text, first=first)
 
     def encode_content(self, tokenizer: PreTrainedTokenizerBase, text: str, role: str | None = None) -> list[int]:
         """Token ids of what a person or model said. Text that looks like a special token is encoded as plain text.
@@ -187,7 +196,10 @@ class Turns:
         learn: list[int] = []
         previous: str | None = None
         for role, text in self.pieces(messages):
-            new = self.encode(tokenizer, text) if role is None else self.encode_content(tokenizer, text)
+            if role is None:
+                new = self.encode(tokenizer, text, first=not ids)
+            else:
+                new = self.encode_content(tokenizer, text)
             ids += new
             if role == "assistant":
                 learn += [1] * len(new)
