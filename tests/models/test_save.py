@@ -93,7 +93,7 @@ def test_adapters_that_cannot_be_merged(adapter: Path, tiny_model_dir: Path, tmp
     with pytest.raises(ModelError, match="names no base"):
         adapter_base(adapter)
     (adapter / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="adapter_model.safetensors"):
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
         adapter_base(adapter)
     assert not (tmp_path / "x").exists()
 
@@ -160,7 +160,8 @@ def test_gguf_round_trip(
     quant: str,
     tolerance: float,
 ) -> None:
-    """Written, read back through transformers, and the same model: weights, template, token ids; trainable and saveable."""
+    """Written, read back through transformers, and the same model: weights, template, token ids; trainable and
+    saveable."""
     monkeypatch.setenv("REGROW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", "")
     file = export_gguf(tiny_model_dir, tmp_path / "tiny.gguf", quant, source=vocabulary_gguf)
@@ -198,7 +199,7 @@ def test_gguf_refusals(
     out = tmp_path / "x.gguf"
     with pytest.raises(ModelError, match="q4_k"):
         export_gguf(tiny_model_dir, out, "q4_k")
-    with pytest.raises(ModelError, match="ends in .gguf"):
+    with pytest.raises(ModelError, match=r"ends in \.gguf"):
         export_gguf(tiny_model_dir, tmp_path / "x.bin")
     with pytest.raises(ModelError, match="no GGUF with this model's vocabulary") as caught:
         export_gguf(tiny_model_dir, out)

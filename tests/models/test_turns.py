@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from regrow.errors import ModelError
 from regrow.models.config import ManualTurns
-from regrow.models.template import ChatTemplate
+from regrow.models.template import ChatTemplate, template_from_turns
 from regrow.models.turns import Turns, derive_turns
 from tests.models.tokenizers_for_tests import (
     FAMILIES,
@@ -242,7 +242,8 @@ def test_a_template_that_counts_turns_is_refused() -> None:
     """It can be cut, but the pieces do not give back a dialogue of three turns."""
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + ('' if loop.index0 < 4 else '#' ~ loop.index) "
-        "+ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        "+ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     tokenizer = build_tokenizer(None, "<|im_end|>", ("<|im_start|>",), template, sentencepiece=False)
     with pytest.raises(ModelError, match="do not reproduce"):
@@ -253,7 +254,7 @@ def test_by_hand() -> None:
     tokenizer = build_tokenizer("<s>", "</s>", (), template_text("unsplittable_plain"), sentencepiece=True)
     manual = ManualTurns(opening="<s>Q: ", assistant_open="\nA: ", assistant_close="</s>", user_open="Q: ")
     turns = derive_turns(tokenizer, manual=manual)
-    assert turns.render(dialogue(1)[:1] + [{"role": "assistant", "content": "yes"}]).endswith("\nA: yes</s>")
+    assert turns.render([*dialogue(1)[:1], {"role": "assistant", "content": "yes"}]).endswith("\nA: yes</s>")
     assert turns.stop_strings("user") == ("\nA:", "Q:")
     assert turns.stop_ids("assistant") == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     folded = derive_turns(tokenizer, "Be kind.", manual=manual)
@@ -300,3 +301,17 @@ def test_sentencepiece_pieces_have_no_extra_space() -> None:
     inner = tokenizer.convert_ids_to_tokens(turns.encode_content(tokenizer, "Hello"))
     assert alone[0].startswith("▁") and not inner[0].startswith("▁")
     assert tokenizer.convert_ids_to_tokens(turns.encode_content(tokenizer, "Hello", "user"))[0].startswith("▁")
+
+
+def test_a_template_made_from_strings_gives_them_back() -> None:
+    """Whatever stands in the strings: quotes, braces, line ends, characters beyond the first plane."""
+    manual = ManualTurns(
+        opening='<s>{{ "Q" }} 🙂\\n:\n',
+        assistant_open="\n'A' {% x %}:\n",
+        assistant_close="</s>\n",
+        user_open="再Q:\n",
+    )
+    tokenizer = build_tokenizer("<s>", "</s>", (), template_from_turns(manual), sentencepiece=False)
+    turns = derive_turns(tokenizer)
+    assert (turns.opening, turns.assistant_open) == (manual.opening, manual.assistant_open)
+    assert (turns.assistant_close, turns.user_open) == (manual.assistant_close, manual.user_open)

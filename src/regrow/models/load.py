@@ -6,16 +6,17 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.errors import ModelError
-from regrow.models.cache import cache_dir, sha256_file
+from regrow.models.cache import MARKER, build_once, cache_dir, sha256_file
 from regrow.models.check import check_folder, is_adapter
 from regrow.models.config import Dtype, ModelConfig
 from regrow.models.embedded import SMOLLM2, fetch_embedded
 from regrow.models.gguf import convert_gguf
+from regrow.models.template import template_from_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,10 +91,32 @@ def resolve_model(
 
 
 def resolve_config(config: ModelConfig) -> ResolvedModel:
-    """`resolve_model` for a recipe's ``model`` section."""
-    return resolve_model(
+    """`resolve_model` for a recipe's ``model`` section; turn markers given by hand become the model's chat
+    template."""
+    found = resolve_model(
         config.model_name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
+    return found if config.turns is None else _with_template(found, template_from_turns(config.turns))
+
+
+def _with_template(model: ResolvedModel, template: str) -> ResolvedModel:
+    """The same model in a folder of links with another chat template, so that every stage and the finished model has
+    it."""
+    key = hashlib.sha256(f"{model.revision}|{model.path}|{template}".encode()).hexdigest()[:16]
+
+    def build(folder: Path) -> dict[str, object]:
+        for file in sorted(model.path.iterdir()):
+            if file.is_file() and file.name not in (MARKER, "tokenizer_config.json", "chat_template.jinja"):
+                (folder / file.name).symlink_to(file.resolve())
+        old = model.path / "tokenizer_config.json"
+        settings = json.loads(old.read_text(encoding="utf-8")) if old.is_file() else {}
+        settings.pop("chat_template", None)
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        return {"model": model.name, "revision": model.revision}
+
+    folder = build_once(cache_dir() / "turns" / key, build)
+    return replace(model, path=folder, revision=folder_revision(folder))
 
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -132,7 +155,6 @@ def _resolve_folder(path: Path, name: str, trust_remote_code: bool) -> ResolvedM
 
 
 def _resolve_adapter(path: Path, name: str, trust_remote_code: bool) -> ResolvedModel:
-    from regrow.models.cache import build_once
     from regrow.models.save import adapter_base, merge_adapter
 
     base = resolve_model(adapter_base(path), trust_remote_code=trust_remote_code)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ModelError
+from regrow.models.config import ManualTurns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,3 +180,18 @@ def trimmed_roles(template: ChatTemplate) -> frozenset[str]:
     if f" \n{A1}\n " not in padded:
         found.add("assistant")
     return frozenset(found)
+
+
+def template_from_turns(turns: ManualTurns) -> str:
+    """A chat template (Jinja) that renders the four strings of ``turns``; it refuses a system role."""
+    text = {name: json.dumps(value, ensure_ascii=False) for name, value in turns.model_dump().items()}
+    return (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}"
+        f"{{{{ ({text['opening']} if loop.first else {text['user_open']}) + message['content'] }}}}"
+        "{% elif message['role'] == 'assistant' %}"
+        f"{{{{ {text['assistant_open']} + message['content'] + {text['assistant_close']} }}}}"
+        "{% else %}{{ raise_exception('only user and assistant can speak') }}{% endif %}"
+        "{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ {text['assistant_open']} }}}}{{% endif %}}"
+    )

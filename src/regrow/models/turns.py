@@ -155,8 +155,8 @@ class Turns:
         Args:
             tokenizer: The tokenizer the turns were derived from.
             text: One marker or several after each other.
-            first: Whether the dialogue begins with it, where a SentencePiece tokenizer puts a space; by default when it
-                starts with ``opening``.
+            first: Whether the dialogue begins with it, where a SentencePiece tokenizer puts a space; by default when
+                it starts with ``opening``.
         """
         if first is None:
             first = text.startswith(self.opening) and self.opening != self.user_open
