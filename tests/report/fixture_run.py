@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - tables of made-up facts read better whole
 """A run directory as the chain leaves it, seeded and synthetic, for tests of the page."""
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ def make_run(
     recipe += "grow:\n  shape: [32, 16, 8, 8]\nmix:\n  replay_ratio: 0.2\ntrain:\n  learning_rate: 3.0e-4\n"
     (out / "recipe.yaml").write_text(recipe, encoding="utf-8", errors="replace")
     _jsonl(
-        out / "data" / "heldout.jsonl", [{"id": "h1", "messages": [{"role": "user", "content": "?"}], "source": "domain"}]
+        out / "data" / "heldout.jsonl",
+        [{"id": "h1", "messages": [{"role": "user", "content": "?"}], "source": "domain"}],
     )
     for arm in arms[1:]:
         _train(out, arm, random.Random(f"{seed}/{arm}"))
     if corpus:
-        _corpus(out, rng, children, bad)
+        _corpus(out, rng, children, bad.encode("utf-8", "replace").decode())  # Parquet cannot hold surrogates
     if evaluated:
         _evaluation(out, rng, arms, n_items, bad)
     _manifest(out, arms, seed, corpus, evaluated, bad)
@@ -170,7 +172,12 @@ def _evaluation(out: Path, rng: random.Random, arms: list[str], n_items: int, ba
 
 
 def _results(
-    arms: list[str], right: dict[str, dict[str, list[int]]], flips: dict[str, Any], lost: dict[str, Any], n: int, bad: str
+    arms: list[str],
+    right: dict[str, dict[str, list[int]]],
+    flips: dict[str, Any],
+    lost: dict[str, Any],
+    n: int,
+    bad: str,
 ) -> dict[str, Any]:
     def mean(values: list[int]) -> float:
         return sum(values) / len(values) if values else 0.0
@@ -187,7 +194,13 @@ def _results(
             vs = None
             if "sft" in arms and a != "sft":
                 e = values[a] - values["sft"]
-                vs = {"diff": e, "ci": [e - width, e + width], "p": 1e-6, "significant": True, "better": (e > 0) == higher}
+                vs = {
+                    "diff": e,
+                    "ci": [e - width, e + width],
+                    "p": 1e-6,
+                    "significant": True,
+                    "better": (e > 0) == higher,
+                }
             back = None
             if "sft" in arms and a != "sft" and values["base"] != values["sft"]:
                 r = (values[a] - values["sft"]) / (values["base"] - values["sft"])
@@ -196,7 +209,9 @@ def _results(
                       "vs_sft": vs, "recovery": back}  # fmt: skip
         return out
 
-    def suite(kind: str, metric: str, unit: str, higher: bool, values: dict[str, float], width: float, count: int) -> dict[str, Any]:
+    def suite(
+        kind: str, metric: str, unit: str, higher: bool, values: dict[str, float], width: float, count: int
+    ) -> dict[str, Any]:
         return {"kind": kind, "n": count, "metric": metric, "higher_is_better": higher, "unit": unit, "secondary": {},
                 "arms": {a: {"value": values[a], "ci": [values[a] - width, values[a] + width]} for a in arms},
                 "differences": differences(values, width, higher), "domains": {}, "mdd": width * 1.4, "pool": None,
@@ -208,7 +223,9 @@ def _results(
     }
     facts["pool"] = {"n": n * 3, "accuracy": 0.55, "selected": n}
     own = suite("retention", "kl", "nats", False, kl, 0.02, 180)
-    own["domains"] = {t + bad: {"n": 36, "arms": {a: kl[a] * (0.6 + 0.2 * i) for a in arms}} for i, t in enumerate(TOPICS)}
+    own["domains"] = {
+        t + bad: {"n": 36, "arms": {a: kl[a] * (0.6 + 0.2 * i) for a in arms}} for i, t in enumerate(TOPICS)
+    }
     forgetting = {
         a: {"suite": "facts", "metric": "acc", "value": acc["base"] - acc[a], "significant": True,
             "ci": [acc["base"] - acc[a] - half[a], acc["base"] - acc[a] + half[a]], "retention": acc[a] / acc["base"],
@@ -235,7 +252,10 @@ def _manifest(out: Path, arms: list[str], seed: int, corpus: bool, evaluated: bo
         return {"status": "done", "inputs": {}, "seconds": seconds, "facts": facts,
                 "outputs": {"file": {"bytes": size, "sha256": "0" * 64}}, "output_hash": "0" * 16}  # fmt: skip
 
-    stages = {"data": stage(1.2, 410_000, {"train": 1204, "heldout": 134}), "suites": stage(41.0, 290_000, {"items": 774})}
+    stages = {
+        "data": stage(1.2, 410_000, {"train": 1204, "heldout": 134}),
+        "suites": stage(41.0, 290_000, {"items": 774}),
+    }
     if corpus:
         stages["grow"] = stage(212.0, 3_100_000, {"tokens": 71_300})
         stages["corpus"] = stage(19.5, 1_900_000, {})

@@ -241,5 +241,3 @@ def _command(run: RunData) -> str:
     version = (run.manifest.get("versions") or {}).get("regrow")
     recipe = shlex.quote(str(Path(run.path.resolve().name) / "recipe.yaml"))
     return (f"# with Regrow {version}\n" if version else "") + f"regrow run {recipe} -o again"
-
-

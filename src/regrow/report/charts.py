@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -112,7 +113,9 @@ class _Frame:
         for value in y_ticks:
             y = self.py(value)
             css = "zero" if signed and value == 0 else "grid"
-            out.append(f'<line class="{css}" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            out.append(
+                f'<line class="{css}" x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            )
             text = tick_text(value, _step(y_ticks), signed=signed)
             out.append(f'<text class="tick" x="{self.left - 10}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
         base = self.height - self.bottom
@@ -138,9 +141,9 @@ def _step(values: Sequence[float]) -> float:
 
 
 def _svg(width: int, height: int, title: str, body: Markup, css: str) -> Markup:
-    return Markup(
-        '<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}" preserveAspectRatio="xMidYMid meet">{}</svg>'
-    ).format(css, width, height, title, body)
+    return Markup('<svg class="chart {}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        css, width, height, title, body
+    )
 
 
 def _padded(values: list[float], share: float = 0.12) -> tuple[float, float]:
@@ -172,8 +175,16 @@ def _tradeoff(
     for p in points:
         x, y = frame.px(p.x), frame.py(p.y)
         taken.append((x - 9, y - 9, x + 9, y + 9))
+        if p.x_ci is not None:
+            taken.append((frame.px(p.x_ci[0]) - 2, y - 6, frame.px(p.x_ci[1]) + 2, y + 6))
+        if p.y_ci is not None:
+            taken.append((x - 6, frame.py(p.y_ci[1]) - 2, x + 6, frame.py(p.y_ci[0]) + 2))
     origin = points[0]
     ox, oy = frame.px(origin.x), frame.py(origin.y)
+    for p in points[1:]:
+        for i in range(2, 20):
+            x, y = ox + (frame.px(p.x) - ox) * i / 20, oy + (frame.py(p.y) - oy) * i / 20
+            taken.append((x - 2, y - 2, x + 2, y + 2))
     for p in points[1:]:
         body += _arrow(ox, oy, frame.px(p.x), frame.py(p.y), p.style)
     for p in points:
@@ -194,7 +205,8 @@ def _arrow(x0: float, y0: float, x1: float, y1: float, style: int) -> Markup:
     head = f"{ex:.1f},{ey:.1f} {ex - ux * 9 - uy * wing:.1f},{ey - uy * 9 + ux * wing:.1f} "
     head += f"{ex - ux * 9 + uy * wing:.1f},{ey - uy * 9 - ux * wing:.1f}"
     return Markup(
-        '<line class="arrow a{0}" x1="{1:.1f}" y1="{2:.1f}" x2="{3:.1f}" y2="{4:.1f}"/><polygon class="head a{0}" points="{5}"/>'
+        '<line class="arrow a{0}" x1="{1:.1f}" y1="{2:.1f}" x2="{3:.1f}" y2="{4:.1f}"/>'
+        '<polygon class="head a{0}" points="{5}"/>'
     ).format(style % len(SHAPES), sx, sy, ex - ux * 6, ey - uy * 6, head)
 
 
@@ -214,9 +226,10 @@ def _error_bars(frame: _Frame, p: Point) -> Markup:
 
 def _place_label(frame: _Frame, p: Point, taken: list[tuple[float, float, float, float]]) -> Markup:
     """Beside the point, at the first of several places that covers nothing and stays inside."""
-    text_width, x, y = 8.2 * len(p.label), frame.px(p.x), frame.py(p.y)
-    places = [(x + 14, y - 14), (x - 14 - text_width, y - 14), (x + 14, y + 24), (x - 14 - text_width, y + 24),
-              (x - text_width / 2, y - 30), (x - text_width / 2, y + 42), (x + 14, y - 46), (x + 14, y + 58)]  # fmt: skip
+    text_width, x, y = 9.0 * len(p.label), frame.px(p.x), frame.py(p.y)
+    places = [(x + 12, y - 12), (x + 12, y + 24), (x - 12 - text_width, y + 24), (x - 12 - text_width, y - 12)]
+    for step in (22, 38, 54, 70, 90, 110):
+        places += [(x + dx, y + dy) for dy in (-step, step + 10) for dx in (-text_width / 2, 12, -12 - text_width)]
     best = None
     for left, baseline in places:
         box = (left, baseline - 13, left + text_width, baseline + 4)
@@ -234,13 +247,15 @@ def _place_label(frame: _Frame, p: Point, taken: list[tuple[float, float, float,
     )
 
 
-def thin_out(xs: Sequence[float], ys: Sequence[float], limit: int = MAX_CURVE_POINTS) -> tuple[list[float], list[float]]:
+def thin_out(
+    xs: Sequence[float], ys: Sequence[float], limit: int = MAX_CURVE_POINTS
+) -> tuple[list[float], list[float]]:
     """At most ``limit`` points; where there are more, means of equal runs of neighbours."""
     n = len(xs)
     if n <= limit:
         return list(xs), list(ys)
     edges = [i * n // limit for i in range(limit + 1)]
-    pairs = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    pairs = [(a, b) for a, b in pairwise(edges) if b > a]
     return [sum(xs[a:b]) / (b - a) for a, b in pairs], [sum(ys[a:b]) / (b - a) for a, b in pairs]
 
 
@@ -258,7 +273,8 @@ def _curves(
         return Markup("")
     y_all = [y for _, _, ys in drawn for y in ys]
     x_all = [x for _, xs, _ in drawn for x in xs]
-    x_range = (min(x_all), max(x_all)) if max(x_all) > min(x_all) else (min(x_all) - 0.5, max(x_all) + 0.5)
+    first = 0.0 if 0 < min(x_all) <= 0.1 * max(x_all) else min(x_all)
+    x_range = (first, max(x_all)) if max(x_all) > first else (first - 0.5, first + 0.5)
     low, high = _padded(y_all, 0.06)
     frame = _Frame(width, height, x_range, (max(0.0, low) if min(y_all) >= 0 else low, high), (34, 14, 50, 52))
     body = frame.axes(x_label, y_label, signed=False, x_count=5, y_count=4)

@@ -69,8 +69,8 @@ class CorpusView:
 
 def clip(text: Any, limit: int) -> str:
     """At most ``limit`` characters, with an ellipsis where it was cut."""
-    text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+    said = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    return said if len(said) <= limit else said[: limit - 1].rstrip() + "…"
 
 
 def load_corpus(run: RunData, *, max_nodes: int = MAX_NODES) -> CorpusView | None:
@@ -112,7 +112,7 @@ def _read_columns(path: Path, columns: list[str]) -> dict[str, list[Any]]:
 
 
 def _path_key(node_id: str) -> tuple[tuple[int, int | str], ...]:
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in node_id.split("/"))  # type: ignore[misc]
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in node_id.split("/"))
 
 
 def _build_trees(view: CorpusView, columns: dict[str, list[Any]], max_nodes: int) -> None:

@@ -158,10 +158,14 @@ def load_items(run: RunData, *, max_bytes: int = MAX_ITEMS_BYTES) -> ItemsView:
     view.counts = {arm: {name: counter[name] for name in OUTCOMES} for arm, counter in counts.items()}
     spent = 0
     for item_view in ordered:
-        spent += sum(
-            len(text.encode("utf-8", "replace")) + 6
-            for text in (item_view.question, item_view.reference, *(a.text for a in item_view.answers))
-        ) + len(item_view.id) + 90
+        spent += (
+            sum(
+                len(text.encode("utf-8", "replace")) + 6
+                for text in (item_view.question, item_view.reference, *(a.text for a in item_view.answers))
+            )
+            + len(item_view.id)
+            + 90
+        )
         if spent > max_bytes:
             break
         view.items.append(item_view)

@@ -126,7 +126,9 @@ def load_run(run_dir: str | Path) -> RunData:
     """
     path = Path(run_dir)
     if not path.is_dir():
-        raise RunError("there is no such run folder", where=str(path), hint="give the folder that regrow tune -o wrote")
+        raise RunError(
+            "there is no such run folder", where=str(path), hint="give the folder that regrow tune -o wrote"
+        )
     known = ("recipe.yaml", "manifest.json", "eval", "train", "mix", "grow", "corpus", "suites")
     if not any((path / name).exists() for name in known):
         raise RunError(
@@ -181,8 +183,8 @@ def _load_evaluation(run: RunData) -> None:
     if (records := run.path / "eval" / "records.jsonl").is_file():
         for number, record in enumerate(read_jsonl(records, torn_end=run.results is None), 1):
             try:
-                key = (str(record["suite"]), str(record["item_id"]))
-                run.records.setdefault(key, {})[str(record["arm"])] = record
+                answered = (str(record["suite"]), str(record["item_id"]))
+                run.records.setdefault(answered, {})[str(record["arm"])] = record
             except KeyError as error:
                 raise RunError(f"a record has no {error}", where=f"{records}:{number}", hint=_REDO) from error
     if (items := run.path / "suites" / "items.jsonl").is_file():

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from regrow.report import charts, numbers
-from regrow.report.load import RunData
+from regrow.report.load import PLAIN, RunData
 from regrow.report.numbers import is_number
 
 _SHARES = {"replay_ratio", "replay_ratio_rows", "replay_ratio_tokens", "ratio", "share"}
@@ -16,15 +16,16 @@ _SHARES = {"replay_ratio", "replay_ratio_rows", "replay_ratio_tokens", "ratio", 
 def mixture(run: RunData) -> list[dict[str, Any]]:
     """One block an arm: bars of tokens and rows by source where ``mix.json`` has both, and all its other numbers."""
     blocks = []
-    for arm, facts in run.mixes.items():
+    for arm, facts in sorted(run.mixes.items(), key=lambda kv: (kv[0] != PLAIN, kv[0])):
         flat = _flatten(facts)
         bars = []
         for unit in ("tokens", "rows"):
             domain, replay = _find(flat, "domain", unit), _find(flat, "replay", unit)
             if domain is not None and replay is not None and domain + replay > 0:
                 told = (
-                    f"{unit}: {numbers.integer(domain)} of your data, {numbers.integer(replay)} of replay "
-                    f"({replay / (domain + replay) * 100:.1f} % replay)"
+                    f"{unit.capitalize()}: {numbers.integer(domain)} of your data, "
+                    f"{numbers.integer(replay)} of replay "
+                    f"({replay / (domain + replay) * 100:.1f}\N{NO-BREAK SPACE}% replay)"
                 )
                 bars.append({"told": told, "svg": _bar(domain, replay, told)})
         table = [(_words(k), _shown(k, v)) for k, v in flat.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 MINUS = "−"
 METRIC_NAMES = {
@@ -16,7 +16,7 @@ METRIC_NAMES = {
 }
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """An int or a float, not a bool and not NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
@@ -41,7 +41,11 @@ def level(value: Any, unit: str) -> str:
     """A level: ``71.3 %``, ``2.41``; an en dash when there is none."""
     if not is_number(value):
         return "–"
-    return f"{_fixed(value * 100, 1)} %" if unit == "share" else _fixed(value, 2 if abs(value) >= 0.1 else 3)
+    return (
+        f"{_fixed(value * 100, 1)}\N{NO-BREAK SPACE}%"
+        if unit == "share"
+        else _fixed(value, 2 if abs(value) >= 0.1 else 3)
+    )
 
 
 def change(value: Any, unit: str) -> str:
@@ -55,7 +59,7 @@ def change(value: Any, unit: str) -> str:
 
 def change_unit(unit: str) -> str:
     """The unit of a difference, for the reader."""
-    return {"share": "points", "nats": "nats a token"}.get(unit, "")
+    return {"share": "points", "nats": "nats/token"}.get(unit, "")
 
 
 def interval(ci: Any, unit: str, *, signed: bool = True) -> str:
@@ -68,7 +72,7 @@ def interval(ci: Any, unit: str, *, signed: bool = True) -> str:
 
 def share(value: Any) -> str:
     """``83 %``."""
-    return f"{_fixed(value * 100, 0)} %" if is_number(value) else "–"
+    return f"{_fixed(value * 100, 0)}\N{NO-BREAK SPACE}%" if is_number(value) else "–"
 
 
 def integer(value: Any) -> str:

@@ -18,6 +18,8 @@ LEVELS = {
 }
 STYLES = {BASE: 0, PLAIN: 1, "regrow": 2}
 FIRST_DOMAINS = 12
+_TONE_OF: dict[Any, str] = {True: "good", False: "bad"}
+_WORD_OF: dict[Any, str] = {True: "better", False: "worse"}
 
 
 def styles(run: RunData) -> dict[str, int]:
@@ -69,10 +71,8 @@ def headline(run: RunData) -> list[dict[str, Any]]:
 
 
 def _recovery_interval(recovery: dict[str, Any]) -> str:
-    ci = recovery.get("ci")
-    if not (recovery.get("defined") and isinstance(ci, list) and len(ci) == 2 and all(map(is_number, ci))):
-        return ""
-    return f"[{numbers.share(ci[0])}, {numbers.share(ci[1])}]"
+    pair = numeric_pair(recovery.get("ci"))
+    return f"[{numbers.share(pair[0])}, {numbers.share(pair[1])}]" if recovery.get("defined") and pair else ""
 
 
 def _effect(run: RunData, what: str, arm: str) -> dict[str, Any]:
@@ -90,9 +90,9 @@ def _negated(effect: dict[str, Any]) -> dict[str, Any]:
     out = dict(effect)
     if is_number(effect.get("value")):
         out["value"] = -effect["value"] + 0.0
-    ci = effect.get("ci")
-    if isinstance(ci, list) and len(ci) == 2 and all(map(is_number, ci)):
-        out["ci"] = [-ci[1] + 0.0, -ci[0] + 0.0]
+    pair = numeric_pair(effect.get("ci"))
+    if pair is not None:
+        out["ci"] = [-pair[1] + 0.0, -pair[0] + 0.0]
     return out
 
 
@@ -144,7 +144,8 @@ def tradeoff(run: RunData) -> Markup | None:
             charts.Point(arm_name(arm), style[arm], x["value"] * sx, y["value"] * sy, _pair(x, sx), _pair(y, sy))
         )
         told.append(
-            f"{arm_name(arm)}: {numbers.change(x['value'], gain['unit'])} {numbers.change_unit(gain['unit'])} on your data, "
+            f"{arm_name(arm)}: "
+            f"{numbers.change(x['value'], gain['unit'])} {numbers.change_unit(gain['unit'])} on your data, "
             f"{numbers.change(y['value'], lost['unit'])} {numbers.change_unit(lost['unit'])} on what it knew"
         )
     if len(points) == 1:
@@ -157,11 +158,16 @@ def tradeoff(run: RunData) -> Markup | None:
     )
 
 
-def _pair(effect: dict[str, Any], scale: float) -> tuple[float, float] | None:
-    ci = effect.get("ci")
+def numeric_pair(ci: Any) -> tuple[float, float] | None:
+    """An interval as two floats, or None when there is none."""
     if isinstance(ci, list) and len(ci) == 2 and all(map(is_number, ci)):
-        return ci[0] * scale, ci[1] * scale
+        return float(ci[0]), float(ci[1])
     return None
+
+
+def _pair(effect: dict[str, Any], scale: float) -> tuple[float, float] | None:
+    pair = numeric_pair(effect.get("ci"))
+    return None if pair is None else (pair[0] * scale, pair[1] * scale)
 
 
 def suite_rows(run: RunData) -> list[dict[str, Any]]:
@@ -181,10 +187,8 @@ def suite_rows(run: RunData) -> list[dict[str, Any]]:
                     "ci": numbers.interval(level.get("ci"), unit, signed=False),
                     "diff": numbers.change(diff.get("diff"), unit) if diff else "",
                     "diff_ci": numbers.interval(diff.get("ci"), unit) if diff else "",
-                    "tone": {True: "good", False: "bad"}.get(diff.get("better"), "") if diff else "",
-                    "word": {True: "better", False: "worse"}.get(diff.get("better"), "no significant change")
-                    if diff
-                    else "",
+                    "tone": _TONE_OF.get(diff.get("better"), "") if diff else "",
+                    "word": _WORD_OF.get(diff.get("better"), "no significant change") if diff else "",
                 }
             )
         noise = suite.get("noise_floor") or {}
@@ -250,8 +254,13 @@ def domain_charts(run: RunData) -> list[dict[str, Any]]:
 
 def training_curves(run: RunData) -> list[dict[str, Any]]:
     """Loss on the user's rows and on the replay rows, all arms in one drawing each."""
-    style, out = styles(run), []
-    for key, title in (("loss/domain", "Loss on your data"), ("loss/replay", "Loss on the replay rows"), ("loss", "Loss")):
+    style = styles(run)
+    out: list[dict[str, Any]] = []
+    for key, title in (
+        ("loss/domain", "Loss on your data"),
+        ("loss/replay", "Loss on the replay rows"),
+        ("loss", "Loss"),
+    ):
         if key == "loss" and out:
             continue
         series = []
@@ -259,7 +268,9 @@ def training_curves(run: RunData) -> list[dict[str, Any]]:
             pairs = [(r["step"], r[key]) for r in log if is_number(r.get("step")) and is_number(r.get(key))]
             if pairs:
                 series.append(
-                    charts.Series(arm_name(arm), style[arm], [float(p[0]) for p in pairs], [float(p[1]) for p in pairs])
+                    charts.Series(
+                        arm_name(arm), style[arm], [float(p[0]) for p in pairs], [float(p[1]) for p in pairs]
+                    )
                 )
         if series:
             ends = "; ".join(f"{s.label} from {s.ys[0]:.2f} to {s.ys[-1]:.2f}" for s in series)
@@ -299,18 +310,14 @@ def cost(run: RunData) -> list[dict[str, str]]:
 
 def _stage_tokens(run: RunData, name: str, stage: dict[str, Any]) -> float | None:
     """Tokens that a stage worked through: trained (from the log) or generated (from its facts)."""
-    if name.startswith("train/"):
-        log = run.logs.get(name.removeprefix("train/"), [])
-        seen = [r["tokens"] for r in log if is_number(r.get("tokens"))]
-        if seen:
-            return float(max(seen))
+    if name != "grow" and not name.startswith("train/"):
+        return None
     facts = stage.get("facts") or {}
-    for key in ("tokens_generated", "generated_tokens", "tokens_sampled", "n_tokens", "tokens", "train_tokens"):
-        if name in ("grow",) or name.startswith("train/"):
-            value = facts.get(key)
-            if is_number(value):
-                return float(value)
-    return None
+    for key in ("tokens_generated", "generated_tokens", "sampled_tokens", "n_tokens", "tokens"):
+        if is_number(facts.get(key)):
+            return float(facts[key])
+    seen = [r["tokens"] for r in run.logs.get(name.removeprefix("train/"), []) if is_number(r.get("tokens"))]
+    return float(max(seen)) if seen else None
 
 
 def environment(run: RunData) -> list[tuple[str, str]]:
