@@ -90,15 +90,14 @@ def _train(out: Path, arm: str, rng: random.Random) -> None:
     _json(
         out / "mix" / arm / "mix.json",
         {
-            "asked": {"replay_ratio": 0.2 if arm == "regrow" else 0.0, "replay_unit": "tokens"},
-            "realised": {
-                "domain_tokens": domain,
-                "replay_tokens": replay,
-                "domain_rows": 1204,
-                "replay_rows": 312 if arm == "regrow" else 0,
-                "replay_ratio": replay / (domain + replay),
-            },
-            "dropped": {"too long": 3},
+            "asked": {"replay_ratio": 0.2 if arm == "regrow" else 0.0, "unit": "tokens"},
+            "realised": {"tokens": replay / (domain + replay)},
+            "domain": {"rows": 1204, "tokens": domain, "train_tokens": 121_000, "distinct": 1204},
+            "replay": {"rows": 312, "tokens": replay, "train_tokens": 40_300, "distinct": 298} if replay else {},
+            "epochs": 1.0,
+            "tree_loss": "paths",
+            "topk": 32 if replay else 0,
+            "dropped": {"your rows longer than max_length": 3},
         },
     )
 

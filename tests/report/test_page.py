@@ -280,3 +280,12 @@ def test_view_for_a_notebook(run: Path) -> None:
     page = parse(load_report(run)._repr_html_())
     assert page.unclosed == [] and len(page.all("tr")) == 3
     assert "Partly kept:" in page.text()
+
+
+def test_the_growing_stage_s_own_count_of_drops_wins(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["stages"]["grow"]["facts"]["dropped"] = {"too few tokens": 4321}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    text = parse(build_report(copy, tmp_path / "report.html").read_text(encoding="utf-8")).text()
+    assert "too few tokens" in text and "4,321" in text

@@ -92,8 +92,12 @@ def test_right_or_wrong_needs_a_yes_or_no() -> None:
 def test_the_mixture_is_read_from_its_file(tmp_path: Path) -> None:
     blocks = mixture(load_run(make_run(tmp_path / "run", n_items=6)))
     assert [b["arm"] for b in blocks] == ["sft", "regrow"]
-    assert blocks[1]["bars"][0]["told"] == "Tokens: 196,400 of your data, 49,210 of replay (20.0\u00a0% replay)"
-    assert ("asked · replay ratio", "20.0 %") in blocks[1]["facts"]
+    tokens = blocks[1]["bars"][0]
+    assert (tokens["title"], tokens["part"]) == ("Tokens", "20.0\u00a0% replay")
+    assert tokens["told"] == "196,400 of your data, 49,210 of replay"
+    assert blocks[1]["asked"] == "20.0\u00a0% of the tokens asked to be replay"
+    assert [b["part"] for b in blocks[0]["bars"]] == ["0.0\u00a0% replay"] * 3
+    assert ("Left out: your rows longer than max_length", "3") in blocks[0]["facts"]
 
 
 def test_facts_for_a_model_card(tmp_path: Path) -> None:

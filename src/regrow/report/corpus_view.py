@@ -10,6 +10,7 @@ from typing import Any
 
 from regrow.errors import RunError
 from regrow.report.load import RunData, read_jsonl
+from regrow.report.numbers import is_number
 
 MAX_NODES = 3000
 MAX_NODE_CHARS = 600
@@ -206,10 +207,15 @@ def _count_drops(view: CorpusView, run: RunData, columns: dict[str, list[Any]]) 
         return Counter(str(r or "no reason recorded") for k, r in zip(kept, why, strict=True) if not k)
 
     grown = run.path / "grow" / "nodes.parquet"
+    counted = (run.stage("grow").get("facts") or {}).get("dropped")
     at_growth: Counter[str] = Counter()
     if grown.is_file():
         rows = _read_columns(grown, ["kept", "reason"])
         at_growth = reasons(rows["kept"], rows["reason"])
+    # The stage's own count also has candidates that were never stored as nodes.
+    if isinstance(counted, dict) and all(is_number(n) for n in counted.values()):
+        view.dropped["While growing"] = dict(sorted(counted.items(), key=lambda kv: (-kv[1], kv[0])))
+    elif grown.is_file():
         view.dropped["While growing"] = dict(at_growth.most_common())
     dropped = run.path / "corpus" / "dropped.jsonl"
     if dropped.is_file():

@@ -4,66 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
-from markupsafe import Markup
-
 from regrow.report import charts, numbers
 from regrow.report.load import PLAIN, RunData
 from regrow.report.numbers import is_number
 
-_SHARES = {"replay_ratio", "replay_ratio_rows", "replay_ratio_tokens", "ratio", "share"}
+UNITS = {"tokens": "Tokens", "train_tokens": "Tokens trained on", "rows": "Rows"}
 
 
 def mixture(run: RunData) -> list[dict[str, Any]]:
-    """One block an arm: bars of tokens and rows by source where ``mix.json`` has both, and all its other numbers."""
+    """One block an arm, from ``mix/<arm>/mix.json``: the asked share of replay and what came out in each unit."""
     blocks = []
     for arm, facts in sorted(run.mixes.items(), key=lambda kv: (kv[0] != PLAIN, kv[0])):
-        flat = _flatten(facts)
+        domain, replay = facts.get("domain") or {}, facts.get("replay") or {}
         bars = []
-        for unit in ("tokens", "rows"):
-            domain, replay = _find(flat, "domain", unit), _find(flat, "replay", unit)
-            if domain is not None and replay is not None and domain + replay > 0:
-                told = (
-                    f"{unit.capitalize()}: {numbers.integer(domain)} of your data, "
-                    f"{numbers.integer(replay)} of replay "
-                    f"({replay / (domain + replay) * 100:.1f}\N{NO-BREAK SPACE}% replay)"
-                )
-                bars.append({"told": told, "svg": _bar(domain, replay, told)})
-        table = [(_words(k), _shown(k, v)) for k, v in flat.items()]
-        blocks.append({"arm": arm, "bars": bars, "facts": table})
+        for unit, title in UNITS.items():
+            yours, grown = domain.get(unit, 0), replay.get(unit, 0)
+            if not (is_number(yours) and is_number(grown)) or yours + grown <= 0:
+                continue
+            part = f"{grown / (yours + grown) * 100:.1f}\N{NO-BREAK SPACE}% replay"
+            told = f"{numbers.integer(yours)} of your data, {numbers.integer(grown)} of replay"
+            svg = charts.stacked([("your data", yours, "dom"), ("replay", grown, "rep")], title=f"{title}: {told}")
+            bars.append({"title": title, "part": part, "told": told, "svg": svg})
+        blocks.append({"arm": arm, "asked": _asked(facts), "bars": bars, "facts": _facts(facts)})
     return blocks
 
 
-def _bar(domain: float, replay: float, told: str) -> Markup:
-    return charts.stacked([("your data", domain, "dom"), ("replay", replay, "rep")], title=told)
+def _asked(facts: dict[str, Any]) -> str:
+    asked = facts.get("asked") or {}
+    ratio = asked.get("replay_ratio")
+    if not is_number(ratio):
+        return ""
+    return f"{ratio * 100:.1f}\N{NO-BREAK SPACE}% of the {asked.get('unit', 'tokens')} asked to be replay"
 
 
-def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, inner in value.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(inner, dict):
-            out.update(_flatten(inner, name))
-        elif isinstance(inner, str | int | float) and not isinstance(inner, bool):
-            out[name] = inner
+def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    out: list[tuple[str, str]] = []
+    for source, title in (("domain", "Distinct rows of your data"), ("replay", "Distinct replay dialogues")):
+        distinct = (facts.get(source) or {}).get("distinct")
+        if distinct:
+            out.append((title, numbers.integer(distinct)))
+    if is_number(facts.get("epochs")):
+        out.append(("Passes over your data", f"{facts['epochs']:g}"))
+    if facts.get("tree_loss"):
+        out.append(("Loss over a tree", str(facts["tree_loss"])))
+    if facts.get("topk"):
+        out.append(("Stored log-probabilities a position", numbers.integer(facts["topk"])))
+    out += [(f"Left out: {reason}", numbers.integer(n)) for reason, n in (facts.get("dropped") or {}).items()]
     return out
-
-
-def _find(flat: dict[str, Any], source: str, unit: str) -> float | None:
-    """The realised number of ``unit`` of one source, under either nesting (``domain.tokens``, ``tokens.domain``)."""
-    for key, value in flat.items():
-        parts = key.replace("_", ".").split(".")
-        if is_number(value) and sorted(parts[-2:]) == sorted((source, unit)) and "asked" not in parts:
-            return float(value)
-    return None
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ").replace(".", " · ")
-
-
-def _shown(key: str, value: Any) -> str:
-    if not is_number(value):
-        return str(value)
-    if isinstance(value, float) and 0 <= value <= 1 and (_SHARES & set(key.split(".")) or "ratio" in key):
-        return f"{value * 100:.1f} %"
-    return numbers.integer(value) if float(value).is_integer() else f"{value:.4g}"

@@ -274,7 +274,7 @@ def training_curves(run: RunData) -> list[dict[str, Any]]:
                 )
         if series:
             ends = "; ".join(f"{s.label} from {s.ys[0]:.2f} to {s.ys[-1]:.2f}" for s in series)
-            svg = charts.curves(series, title=f"{title}: {ends}.", x_label="step", y_label="nats a token")
+            svg = charts.curves(series, title=f"{title}: {ends}.", x_label="step", y_label="nats/token")
             out.append({"title": title, "svg": svg, "only": series[0].label if len(series) == 1 else None})
     return out
 
