@@ -55,6 +55,12 @@ def test_revision_is_the_content(folder: Path, tmp_path: Path) -> None:
     twin = Path(shutil.copytree(folder, tmp_path / "twin"))
     assert folder_revision(twin) == first
     (folder / "README.md").write_text("a card")
+    edit(folder / "config.json", transformers_version="99.0")
+    edit(folder / "tokenizer_config.json", local_files_only=True)
+    assert folder_revision(folder) == first, "who saved it last does not matter"
+    edit(folder / "config.json", rms_norm_eps=0.1)
+    assert folder_revision(folder) != first
+    edit(folder / "config.json", rms_norm_eps=json.loads((twin / "config.json").read_text())["rms_norm_eps"])
     assert folder_revision(folder) == first
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())

@@ -241,8 +241,21 @@ def folder_revision(folder: str | os.PathLike[str]) -> str:
 def _content_hash(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name}\0{sha256_file(file)}\n".encode())
+        digest.update(f"{file.name}\0{_file_hash(file)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+NOT_THE_MODEL = ("transformers_version", "local_files_only", "name_or_path", "_name_or_path")
+"""Keys of configs that say who saved the model and how, and differ between machines."""
+
+
+def _file_hash(file: Path) -> str:
+    """SHA-256 of a file; of a config without `NOT_THE_MODEL`."""
+    if not file.name.endswith("config.json"):
+        return sha256_file(file)
+    config = json.loads(file.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in NOT_THE_MODEL}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def pick_device(device: str = "auto") -> str:
