@@ -216,6 +216,8 @@ def test_thinking_blocks() -> None:
     assert qwen3.assistant_open.endswith("<think>\n\n</think>\n\n")
     assert qwen3.open_history == "<|im_end|>\n<|im_start|>assistant\n"
     assert len(qwen3.notes) == 1
+    asked = ChatTemplate(family_tokenizer("qwen3")).render([{"role": "user", "content": "why"}], generation=True)
+    assert asked.endswith("why" + qwen3.assistant_open), "thinking is switched off in the generation prompt too"
     r1 = derive_turns(family_tokenizer("deepseek_r1_distill"))
     assert r1.assistant_open == "<｜Assistant｜>"
     assert "<think>" in r1.notes[0]
