@@ -1,0 +1,454 @@
+"""The store of a growing corpus: append-only, crash-safe, one writer, many readers.
+
+SQLite in WAL mode, because it comes with Python, keeps millions of rows on disk and not in memory, lets others read while
+one writes, and its commits survive ``kill -9``. ``synchronous=FULL`` also syncs the log at each commit, so that a commit
+survives a power cut; one sync for an expanded parent costs milliseconds beside the seconds that sampling it took.
+
+The unit of work is the expansion of one parent: its children, its dropped candidates and the mark that it is done are one
+transaction. A killed run therefore knows every parent as either done or untouched, and no node is lost or made twice.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regrow.errors import RunError
+from regrow.grow.plan import Want
+from regrow.grow.shapes import Shape
+
+STORE_NAME = "nodes.sqlite"
+LOCK_NAME = "grow.lock"
+_VERSION = 1
+_CHUNK = 500
+
+_SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE trees(
+    tree INTEGER PRIMARY KEY, topic INTEGER NOT NULL, name TEXT NOT NULL, root TEXT NOT NULL, round INTEGER NOT NULL,
+    children TEXT NOT NULL, independent INTEGER NOT NULL, want TEXT NOT NULL);
+CREATE TABLE nodes(
+    id TEXT PRIMARY KEY, parent TEXT NOT NULL, tree INTEGER NOT NULL, layer INTEGER NOT NULL, role TEXT NOT NULL,
+    token_ids BLOB NOT NULL, n_tokens INTEGER NOT NULL, text TEXT NOT NULL, logprob REAL, token_logprobs BLOB,
+    finish TEXT NOT NULL, kept INTEGER NOT NULL, reason TEXT, seed INTEGER NOT NULL, leaf INTEGER NOT NULL, want TEXT);
+CREATE INDEX open_nodes ON nodes(layer, id) WHERE kept = 1 AND leaf = 0;
+CREATE INDEX leaves ON nodes(tree, layer, id) WHERE leaf = 1;
+CREATE TABLE expansions(
+    unit TEXT PRIMARY KEY, candidates INTEGER NOT NULL, kept INTEGER NOT NULL, wanted INTEGER NOT NULL,
+    attempts INTEGER NOT NULL, tokens INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE drops(reason TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE topk(
+    id TEXT PRIMARY KEY, k INTEGER NOT NULL, ids BLOB NOT NULL, logprobs BLOB NOT NULL,
+    close_ids BLOB NOT NULL, close_logprobs BLOB NOT NULL);
+"""
+
+
+@dataclass(slots=True)
+class TreeRow:
+    """One planted tree: ``tree`` is its number, ``topic`` the number of its topic, ``root`` the root prompt."""
+
+    tree: int
+    topic: int
+    name: str
+    root: str
+    round: int
+    shape: Shape
+    want: Want
+
+    @property
+    def id(self) -> str:
+        """The root's tree path: ``t00``, ``t01``, ..."""
+        return f"t{self.tree:02d}"
+
+
+@dataclass(slots=True)
+class StoredNode:
+    """A node as the store keeps it; see `regrow.grow.corpus.Node` for the fields' meaning."""
+
+    id: str
+    parent: str
+    tree: int
+    layer: int
+    role: str
+    token_ids: Sequence[int]
+    text: str
+    finish: str
+    kept: bool
+    reason: str | None
+    seed: int
+    leaf: bool = False
+    want: Want | None = None
+    token_logprobs: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(slots=True)
+class Expansion:
+    """What is committed at once: one parent's children (``nodes`` holds dropped candidates too)."""
+
+    unit: str
+    nodes: list[StoredNode]
+    wanted: int
+    attempts: int
+    tokens: int
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counts over all that is committed."""
+
+    candidates: int = 0
+    kept: int = 0
+    tokens: int = 0
+    expansions: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def want_to_json(want: Want) -> str:
+    return json.dumps({str(k): v for k, v in sorted(want.items())})
+
+
+def want_from_json(text: str | None) -> Want:
+    return {int(k): v for k, v in json.loads(text or "{}").items()}
+
+
+def _ints(blob: bytes) -> list[int]:
+    return [int(x) for x in np.frombuffer(blob, dtype="<i4")]
+
+
+class Store:
+    """The nodes of one corpus on disk. Use `Store.create_or_resume` to write, `Store.open_reader` to look."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, lock: Any = None) -> None:
+        self.path = path
+        self._db = db
+        self._lock = lock
+
+    # -- opening ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create_or_resume(cls, folder: Path, identity: Mapping[str, Any]) -> Store:
+        """Open ``folder``'s store for writing, alone; make it when there is none.
+
+        Args:
+            folder: The corpus folder.
+            identity: What decides the corpus (configuration, model revision, seed). It is stored, and must be the same
+                on resume: a corpus grown under two configurations would be neither.
+
+        Raises:
+            RunError: Another process writes here, the store was grown under another identity (the message names the
+                keys), or the file is damaged.
+        """
+        from filelock import FileLock, Timeout
+
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                "another process is growing into this folder",
+                where=str(folder),
+                hint="Wait for it, stop it, or grow into another folder. Readers may open the corpus meanwhile.",
+            ) from None
+        path = folder / STORE_NAME
+        store = None
+        try:
+            with _readable(path):
+                store = cls(path, _connect(path), lock)
+                store._prepare(json.loads(json.dumps(identity)))
+        except BaseException:
+            if store is not None:
+                store._db.close()
+            lock.release()
+            raise
+        return store
+
+    @classmethod
+    def open_reader(cls, folder: Path) -> Store:
+        """Open ``folder``'s store to read; any number of readers, also while it grows.
+
+        Raises:
+            RunError: There is no store, or it is damaged.
+        """
+        path = folder / STORE_NAME
+        if not path.is_file():
+            raise RunError("no corpus has been grown here", where=str(folder), hint="Run `regrow grow` first.")
+        with _readable(path):
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+            db.execute("SELECT count(*) FROM meta")
+        return cls(path, db)
+
+    def _prepare(self, identity: dict[str, Any]) -> None:
+        with self._writing():
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+                for statement in _SCHEMA.split(";"):
+                    if statement.strip():
+                        self._db.execute(statement)
+                self._set("version", _VERSION)
+                self._set("identity", identity)
+                return
+        damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(damage)
+        if self.get("version") != _VERSION:
+            raise RunError(
+                f"the store has format {self.get('version')}, this Regrow writes {_VERSION}",
+                where=str(self.path), hint="Grow into a new folder, or use the Regrow that made this one.",
+            )  # fmt: skip
+        differing = _differences(self.get("identity"), identity)
+        if differing:
+            raise RunError(
+                "this corpus was begun under another configuration: " + "; ".join(differing),
+                where=str(self.path.parent),
+                hint="Grow into a new folder, or put the old values back to resume.",
+            )
+
+    def close(self) -> None:
+        """Close the file and free the lock. Idempotent."""
+        self._db.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction; on any error nothing of it stays."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                with closing(self._db.cursor()) as cursor:
+                    cursor.execute("ROLLBACK")
+            if isinstance(error, (sqlite3.Error, OSError)) and _is_full(error):
+                raise RunError(
+                    "the disk is full; every expansion committed so far is safe",
+                    where=str(self.path),
+                    hint="Free some space and run the same command again: it goes on from the last committed parent.",
+                ) from error
+            raise
+
+    # -- small things -------------------------------------------------------------------------------------------
+
+    def _set(self, key: str, value: Any) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a JSON value under ``key``."""
+        with self._writing():
+            self._set(key, value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The JSON value under ``key``."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    # -- trees and expansions -----------------------------------------------------------------------------------
+
+    def plant(self, trees: Sequence[TreeRow]) -> None:
+        """Add the trees of one round, all or none."""
+        with self._writing():
+            self._db.executemany(
+                "INSERT INTO trees VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (t.tree, t.topic, t.name, t.root, t.round, json.dumps(t.shape.children), t.shape.independent,
+                     want_to_json(t.want))
+                    for t in trees
+                ],
+            )  # fmt: skip
+
+    def trees(self) -> list[TreeRow]:
+        """All planted trees in order."""
+        return [
+            TreeRow(
+                tree, topic, name, root, round_, Shape(tuple(json.loads(children)), bool(alone)), want_from_json(want)
+            )
+            for tree, topic, name, root, round_, children, alone, want in self._db.execute(
+                "SELECT * FROM trees ORDER BY tree"
+            )
+        ]
+
+    def is_expanded(self, unit: str) -> bool:
+        """Whether this expansion is committed."""
+        return self._db.execute("SELECT 1 FROM expansions WHERE unit = ?", (unit,)).fetchone() is not None
+
+    def expanded_units(self, prefix: str) -> set[str]:
+        """Committed expansions whose unit is ``prefix`` followed by ``/`` and a number."""
+        rows = self._db.execute(
+            "SELECT unit FROM expansions WHERE unit > ? AND unit < ?", (f"{prefix}/", f"{prefix}0")
+        )
+        return {unit for (unit,) in rows}
+
+    def open_nodes(self, layer: int, after: str, limit: int) -> list[tuple[str, int, Want]]:
+        """Kept nodes of ``layer`` that have not been expanded: ``(id, tree, want)`` in order of id, from past ``after``."""
+        rows = self._db.execute(
+            "SELECT n.id, n.tree, n.want FROM nodes n LEFT JOIN expansions e ON e.unit = n.id "
+            "WHERE n.kept = 1 AND n.leaf = 0 AND n.layer = ? AND n.id > ? AND e.unit IS NULL ORDER BY n.id LIMIT ?",
+            (layer, after, limit),
+        )
+        return [(id_, tree, want_from_json(want)) for id_, tree, want in rows]
+
+    def contents(self, ids: Sequence[str]) -> dict[str, tuple[list[int], str]]:
+        """Token ids and text of these nodes."""
+        found: dict[str, tuple[list[int], str]] = {}
+        unique = sorted(set(ids))
+        for i in range(0, len(unique), _CHUNK):
+            part = unique[i : i + _CHUNK]
+            marks = ",".join("?" * len(part))
+            rows = self._db.execute(f"SELECT id, token_ids, text FROM nodes WHERE id IN ({marks})", part)  # noqa: S608
+            found.update({id_: (_ints(blob), text) for id_, blob, text in rows})
+        return found
+
+    def commit(self, expansion: Expansion) -> None:
+        """Make one expansion durable: all of it or, on any failure, nothing."""
+        with self._writing():
+            self._db.executemany(
+                "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [_node_values(node) for node in expansion.nodes],
+            )
+            kept = sum(node.kept for node in expansion.nodes)
+            self._db.execute(
+                "INSERT INTO expansions VALUES (?, ?, ?, ?, ?, ?)",
+                (expansion.unit, len(expansion.nodes), kept, expansion.wanted, expansion.attempts, expansion.tokens),
+            )
+            self._db.executemany(
+                "INSERT INTO drops VALUES (?, ?) ON CONFLICT(reason) DO UPDATE SET n = n + excluded.n",
+                sorted(expansion.dropped.items()),
+            )
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def totals(self) -> Totals:
+        """Counts over everything committed."""
+        candidates, kept, tokens, n = self._db.execute(
+            "SELECT total(candidates), total(kept), total(tokens), count(*) FROM expansions"
+        ).fetchone()
+        return Totals(
+            int(candidates), int(kept), int(tokens), n, dict(self._db.execute("SELECT reason, n FROM drops"))
+        )
+
+    def finished(self) -> dict[tuple[int, int], int]:
+        """Complete dialogues by (topic number, layer of the leaf)."""
+        rows = self._db.execute(
+            "SELECT t.topic, n.layer, count(*) FROM nodes n JOIN trees t ON t.tree = n.tree WHERE n.leaf = 1 GROUP BY 1, 2"
+        )
+        return {(topic, layer): n for topic, layer, n in rows}
+
+    def leaf_ids(self) -> Iterator[str]:
+        """Ids of the leaves, in order of id."""
+        for (id_,) in self._db.execute("SELECT id FROM nodes WHERE leaf = 1 ORDER BY id"):
+            yield id_
+
+    def nodes(self) -> Iterator[tuple[StoredNode, tuple[int, bytes, bytes, bytes, bytes] | None]]:
+        """All nodes in order of id (a parent right before its descendants), with their top-k row where there is one."""
+        rows = self._db.execute(
+            "SELECT n.id, n.parent, n.tree, n.layer, n.role, n.token_ids, n.text, n.finish, n.kept, n.reason, n.seed, n.leaf, "
+            "n.token_logprobs, t.k, t.ids, t.logprobs, t.close_ids, t.close_logprobs "
+            "FROM nodes n LEFT JOIN topk t ON t.id = n.id ORDER BY n.id"
+        )
+        for r in rows:
+            logprobs = None if r[12] is None else np.frombuffer(r[12], dtype="<f4")
+            yield (
+                StoredNode(
+                    r[0], r[1], r[2], r[3], r[4], _ints(r[5]), r[6], r[7], bool(r[8]), r[9], r[10], bool(r[11]),
+                    token_logprobs=logprobs,
+                ),
+                None if r[13] is None else (r[13], r[14], r[15], r[16], r[17]),
+            )  # fmt: skip
+
+    # -- top-k --------------------------------------------------------------------------------------------------
+
+    def without_topk(self, ids: Sequence[str]) -> list[str]:
+        """Those of ``ids`` that have no top-k row yet, in the order given."""
+        done: set[str] = set()
+        for i in range(0, len(ids), _CHUNK):
+            part = ids[i : i + _CHUNK]
+            marks = ",".join("?" * len(part))
+            done.update(id_ for (id_,) in self._db.execute(f"SELECT id FROM topk WHERE id IN ({marks})", part))  # noqa: S608
+        return [id_ for id_ in ids if id_ not in done]
+
+    def add_topk(self, rows: Sequence[tuple[str, int, bytes, bytes, bytes, bytes]]) -> None:
+        """Keep top-k rows ``(id, k, ids int32, logprobs float16, and both for the closing token)``."""
+        with self._writing():
+            self._db.executemany("INSERT INTO topk VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def clear_topk(self) -> None:
+        """Forget the top-k rows (k or the prompt in front of them changed)."""
+        with self._writing():
+            self._db.execute("DELETE FROM topk")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, timeout=30)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if _is_full(error):
+            raise RunError(
+                "the disk is full", where=str(path), hint="Free some space and run the same command again."
+            ) from error
+        raise RunError(
+            f"the store is damaged: {error}",
+            where=str(path),
+            hint="A crash does not do this; a failing disk or a cut copy does. Take what is readable with "
+            "`sqlite3 nodes.sqlite .recover | sqlite3 rescued.sqlite`, or delete the folder and grow again.",
+        ) from error
+
+
+def _is_full(error: BaseException) -> bool:
+    return (
+        "disk is full" in str(error)
+        or getattr(error, "errno", None) == 28
+        or (getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE"))
+    )
+
+
+def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """The keys in which two nested identities differ, as ``key: old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            d
+            for key in sorted({*old, *new})
+            for d in _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+        ]
+    return [] if old == new else [f"{at}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _node_values(node: StoredNode) -> tuple[Any, ...]:
+    logprobs = node.token_logprobs
+    return (
+        node.id, node.parent, node.tree, node.layer, node.role, np.asarray(node.token_ids, dtype="<i4").tobytes(),
+        len(node.token_ids), node.text, None if logprobs is None else float(np.sum(logprobs, dtype=np.float64)),
+        None if logprobs is None else np.asarray(logprobs, dtype="<f4").tobytes(), node.finish, node.kept, node.reason,
+        node.seed, node.leaf, None if node.want is None else want_to_json(node.want),
+    )  # fmt: skip
