@@ -1,0 +1,292 @@
+"""From token rows to micro-batches: packs, their order in each epoch, and padding-light layouts without attention
+across documents.
+
+A *document* is one token row of the mix. What counts as one batch element is a *pack*: one document, or with packing
+several. How the documents of a micro-batch are laid out in memory is a separate matter that never changes the loss:
+`Collator` puts them into as few tensor rows as their lengths allow and lets ``position_ids`` start again at 0 with
+each document, which transformers' mask code (and FlashAttention's variable-length path) reads as a boundary.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Sampler
+
+from regrow.errors import RunError
+
+Layout = Literal["single", "rows", "separate"]
+"""``single``: one tensor row (variable-length attention kernels). ``rows``: few rows of packed documents (SDPA, eager:
+their cost grows with the square of a row). ``separate``: one document a row, for models that would mix documents."""
+
+ORDER_BLOCK = 1024
+"""Rows are packed, and from the second epoch on shuffled, inside blocks of so many rows of the mix: the mixer has
+interleaved its sources, and this keeps the ratio right locally."""
+ROW_TOKENS = 512
+"""Width up to which the ``rows`` layout packs short documents together."""
+
+_COLUMNS = ["id", "source", "input_ids", "loss_weights"]
+_TOPK_COLUMNS = ["topk_ids", "topk_logprobs", "topk_k"]
+
+
+@dataclass(slots=True)
+class Document:
+    """One training example, cut to ``max_length``.
+
+    Attributes:
+        input_ids: ``(n,)`` int64.
+        weights: ``(n,)`` float32, weight of the loss on each token; the first is 0 (nothing predicts it).
+        replay: Whether it was grown out of the model.
+        top_ids, top_logprobs: ``(number of weights > 0, k)`` or None.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    replay: bool
+    top_ids: npt.NDArray[np.int64] | None = None
+    top_logprobs: npt.NDArray[np.float32] | None = None
+
+
+class TokenRows:
+    """The mix on disk (``train.parquet``), memory-mapped and read document by document.
+
+    Args:
+        path: The Parquet file.
+        max_length: Documents are cut after so many tokens.
+        topk: Also read the stored top-k (it is most of the file; left alone when the loss does not need it).
+        cache_dir: Where the memory-mapped copy goes.
+
+    Raises:
+        RunError: The file is missing, has other columns, or no row with a trained token.
+    """
+
+    def __init__(self, path: Path, *, max_length: int, topk: bool, cache_dir: Path) -> None:
+        import pyarrow.parquet as pq
+        from datasets import Dataset
+
+        if not path.is_file():
+            raise RunError("there is no mix here", where=str(path), hint="run `regrow mix` first")
+        columns = _COLUMNS + (_TOPK_COLUMNS if topk else [])
+        missing = sorted(set(columns) - set(pq.read_schema(path).names))
+        if missing:
+            raise RunError(
+                f"columns are missing: {', '.join(missing)}", where=str(path), hint="run `regrow mix` again"
+            )
+        self.path, self.max_length, self.topk = path, max_length, topk
+        self._rows = Dataset.from_parquet(str(path), columns=columns, cache_dir=str(cache_dir)).with_format("numpy")
+        self.n_cut = 0
+        """Documents that lost their end."""
+        self.n_untrained = 0
+        """Documents left out: no trained token among the first ``max_length``."""
+        self.n_with_topk = 0
+        """Replay documents that carry a top-k."""
+        self.n_replay = 0
+        """Replay documents."""
+        self.kept: list[int] = []
+        self.lengths: list[int] = []
+        """Tokens of each document, after the cut."""
+        self._scan()
+        if not self.kept:
+            raise RunError("no row has a token to train on", where=str(path), hint="look at the drops in mix.json")
+
+    def _scan(self) -> None:
+        """One pass over weights and lengths, record batch by record batch, without a Python loop over tokens."""
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        columns = ["source", "input_ids", "loss_weights"] + (["topk_ids"] if self.topk else [])
+        start = 0
+        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=ORDER_BLOCK, columns=columns):
+            n = pc.list_value_length(batch["input_ids"]).to_numpy(zero_copy_only=False)
+            n_weights = pc.list_value_length(batch["loss_weights"]).to_numpy(zero_copy_only=False)
+            weights = pc.list_flatten(batch["loss_weights"]).to_numpy(zero_copy_only=False)
+            row_of = np.repeat(np.arange(len(n)), n_weights)
+            position = np.arange(len(weights)) - np.repeat(np.cumsum(n_weights) - n_weights, n_weights)
+            for bad, what in (
+                (n != n_weights, "as many tokens as loss weights"),
+                (
+                    np.bincount(row_of, ~(np.isfinite(weights) & (weights >= 0)), len(n)) > 0,
+                    "finite loss weights of 0 or more",
+                ),
+            ):
+                if bad.any():
+                    where = f"{self.path}, row {start + int(bad.argmax())}"
+                    raise RunError(f"a token row must have {what}", where=where, hint="run `regrow mix` again")
+            trained = np.bincount(row_of, (weights > 0) & (position >= 1) & (position < self.max_length), len(n)) > 0
+            self.n_cut += int((n > self.max_length).sum())
+            self.n_untrained += int((~trained).sum())
+            self.kept += (start + np.flatnonzero(trained)).tolist()
+            self.lengths += np.minimum(n[trained], self.max_length).tolist()
+            replay = np.array(batch["source"].to_pylist()) == "replay"
+            self.n_replay += int((replay & trained).sum())
+            if self.topk:
+                has_topk = pc.list_value_length(batch["topk_ids"]).to_numpy(zero_copy_only=False) > 0
+                self.n_with_topk += int((has_topk & replay & trained).sum())
+            start += len(n)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, index: int) -> Document:
+        row = self._rows[self.kept[index]]
+        weights = np.array(row["loss_weights"], dtype=np.float32)
+        top_ids = top_logprobs = None
+        if self.topk and row["source"] == "replay" and len(row["topk_ids"]):
+            k, n_trained = int(row["topk_k"]), int((weights > 0).sum())
+            if k < 1 or len(row["topk_ids"]) != n_trained * k or len(row["topk_logprobs"]) != n_trained * k:
+                raise RunError(
+                    f"row {row['id']!r}: {len(row['topk_ids'])} top-k entries for {n_trained} trained tokens of k = {k}",
+                    where=str(self.path),
+                )
+            # Entries exist for every weight > 0 of the whole row: drop those of the first token and of the cut end.
+            used = (np.flatnonzero(weights > 0) >= 1) & (np.flatnonzero(weights > 0) < self.max_length)
+            top_ids = np.asarray(row["topk_ids"], dtype=np.int64).reshape(n_trained, k)[used]
+            top_logprobs = np.asarray(row["topk_logprobs"], dtype=np.float32).reshape(n_trained, k)[used]
+        weights = weights[: self.max_length]
+        weights[0] = 0.0
+        ids = np.asarray(row["input_ids"], dtype=np.int64)[: self.max_length]
+        return Document(ids, weights, row["source"] == "replay", top_ids, top_logprobs)
+
+
+def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Fill bins with items, longest first, each into the bin it leaves least room in.
+
+    Args:
+        lengths: Length of each item; those above ``capacity`` get a bin of their own.
+        capacity: Size of a bin.
+
+    Returns:
+        Indices into ``lengths``, bin by bin; a pure function of the input.
+    """
+    bins: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = bisect_left(rooms, (lengths[i], -1))
+        if at < len(rooms):
+            room, b = rooms.pop(at)
+        else:
+            room, b = capacity, len(bins)
+            bins.append([])
+        bins[b].append(i)
+        insort(rooms, (room - lengths[i], b))
+    return bins
+
+
+def make_packs(lengths: Sequence[int], *, packing: bool, max_length: int, seed: int) -> list[list[int]]:
+    """The batch elements, as lists of document indices, in the order of the first epoch.
+
+    Without packing every document is one pack, in the order of the mix. With packing, blocks of `ORDER_BLOCK`
+    documents are packed by best-fit decreasing and the packs of a block shuffled.
+    """
+    if not packing:
+        return [[i] for i in range(len(lengths))]
+    packs: list[list[int]] = []
+    for start in range(0, len(lengths), ORDER_BLOCK):
+        bins = best_fit_decreasing(lengths[start : start + ORDER_BLOCK], max_length)
+        order = np.random.default_rng([seed, start]).permutation(len(bins))
+        packs += [[start + i for i in sorted(bins[b])] for b in order]
+    return packs
+
+
+class BlockSampler(Sampler[int]):
+    """The order of packs: as given in the first epoch, then blocks and the packs inside them shuffled by seed and epoch.
+
+    Depends on nothing but ``(n, seed, epoch)``, so a resumed run meets the data where the killed one left it.
+    """
+
+    def __init__(self, n: int, seed: int, block: int = ORDER_BLOCK) -> None:
+        self.n, self.seed, self.block, self.epoch = n, seed, block, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        if self.epoch == 0:
+            yield from range(self.n)
+            return
+        rng = np.random.default_rng([self.seed, self.epoch])
+        blocks = [np.arange(start, min(start + self.block, self.n)) for start in range(0, self.n, self.block)]
+        for b in rng.permutation(len(blocks)):
+            yield from rng.permutation(blocks[b]).tolist()
+
+
+class Collator:
+    """Lays the documents of a micro-batch out in tensors.
+
+    Called with ``[{"documents": [index, ...]}, ...]``; returns tensors over ``B`` tensor rows of ``L`` tokens and ``n``
+    trained tokens:
+
+    ``input_ids (B, L)``, ``position_ids (B, L)`` (from 0 in every document; the padding at the end of a row is a
+    document of its own), ``predict (B, L)`` bool, the positions whose output predicts a trained token, and in their
+    order ``targets (n,)``, ``weights (n,)``, ``replay (n,)`` bool, ``top_ids (n, k)`` (-1 where nothing is stored) and
+    ``top_logprobs (n, k)`` when the rows carry a top-k.
+    """
+
+    def __init__(self, rows: TokenRows, *, pad_token_id: int, layout: Layout = "rows") -> None:
+        self.rows, self.pad_token_id, self.layout = rows, pad_token_id, layout
+
+    def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return self.collate([self.rows[i] for pack in packs for i in pack["documents"]])
+
+    def collate(self, documents: Sequence[Document]) -> dict[str, torch.Tensor]:
+        """Lay ``documents`` out; see the class."""
+        lengths = [len(d.input_ids) for d in documents]
+        if self.layout == "single":
+            bins = [list(range(len(documents)))]
+        elif self.layout == "separate":
+            bins = [[i] for i in range(len(documents))]
+        else:
+            bins = best_fit_decreasing(lengths, max(ROW_TOKENS, *lengths))
+        shape = (len(bins), max(sum(lengths[i] for i in b) for b in bins))
+        input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
+        position_ids = np.zeros(shape, dtype=np.int64)
+        weights = np.zeros(shape, dtype=np.float32)
+        replay = np.zeros(shape, dtype=bool)
+        k = max((d.top_ids.shape[1] for d in documents if d.top_ids is not None), default=0)
+        top_ids, top_logprobs = [], []
+        for r, members in enumerate(bins):
+            at = 0
+            for i in members:
+                document, end = documents[i], at + lengths[i]
+                input_ids[r, at:end] = document.input_ids
+                position_ids[r, at:end] = np.arange(lengths[i])
+                weights[r, at:end] = document.weights
+                replay[r, at:end] = document.replay
+                if k:
+                    n_trained = int((document.weights > 0).sum())
+                    ids = np.full((n_trained, k), -1, dtype=np.int64)
+                    logprobs = np.zeros((n_trained, k), dtype=np.float32)
+                    if document.top_ids is not None and document.top_logprobs is not None:
+                        ids[:, : document.top_ids.shape[1]] = document.top_ids
+                        logprobs[:, : document.top_ids.shape[1]] = document.top_logprobs
+                    top_ids.append(ids)
+                    top_logprobs.append(logprobs)
+                at = end
+            position_ids[r, at:] = np.arange(shape[1] - at)
+        # A document's first weight is 0, so the position before a trained token is always in the same document.
+        trained = weights > 0
+        predict = np.zeros(shape, dtype=bool)
+        predict[:, :-1] = trained[:, 1:]
+        batch = {
+            "input_ids": torch.from_numpy(input_ids),
+            "position_ids": torch.from_numpy(position_ids),
+            "predict": torch.from_numpy(predict),
+            "targets": torch.from_numpy(input_ids[trained]),
+            "weights": torch.from_numpy(weights[trained]),
+            "replay": torch.from_numpy(replay[trained]),
+            "n_tokens": torch.tensor(sum(lengths)),
+        }
+        if k:
+            batch["top_ids"] = torch.from_numpy(np.concatenate(top_ids))
+            batch["top_logprobs"] = torch.from_numpy(np.concatenate(top_logprobs))
+        return batch

@@ -1,0 +1,1 @@
+"""Training objectives: functions of logits and targets, free of any trainer."""

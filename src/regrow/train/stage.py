@@ -1,0 +1,329 @@
+"""The training stage: a model folder and a mix in, a trained model folder out; continues after being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import ModelError, RecipeError, RunError
+from regrow.progress import note
+from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete
+from regrow.train.config import TrainConfig
+from regrow.train.save import save_model, stored_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from regrow.train.batches import TokenRows
+    from regrow.train.trainer import RegrowTrainer
+
+SUMMARY = "train.json"
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What training did; also in ``train.json``.
+
+    Attributes:
+        steps: Optimizer steps, those before a resume included.
+        tokens: Tokens that went through the model, over all epochs, padding not counted.
+        train_tokens: Tokens that carried loss.
+        seconds: Wall time of this process, saving included; of the last part only after a resume.
+        tok_s: Tokens a second in the training loop of this process.
+        final_losses: Losses of the last log interval (``loss``, ``loss/domain``, ``loss/replay``, ``kl/replay``).
+        model_path: What to evaluate: the full model, or for LoRA without ``merge_adapter`` the adapter.
+        adapter_path: The adapter, or None after full training.
+        resumed_from: Step of the checkpoint this process began at, or None.
+        documents, cut_documents, untrained_documents: Examples trained on; of them cut to ``max_length``; left out
+            because nothing to train on was left of them.
+        versions: Library versions.
+        fingerprint: Digest of settings, seed, data and base model.
+    """
+
+    steps: int
+    tokens: int
+    train_tokens: int
+    seconds: float
+    tok_s: float
+    final_losses: dict[str, float]
+    model_path: Path
+    adapter_path: Path | None
+    resumed_from: int | None
+    documents: int
+    cut_documents: int
+    untrained_documents: int
+    versions: dict[str, str]
+    fingerprint: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON shape; paths as strings."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def train(
+    model_dir: Path,
+    mix_dir: Path,
+    cfg: TrainConfig,
+    out: Path,
+    *,
+    seed: int,
+    label: str = "regrow",
+    resume: bool = True,
+) -> TrainSummary:
+    """Train on a mix.
+
+    Writes ``out/model`` (full model in HF format; for LoRA only with ``merge_adapter``), ``out/adapter`` (LoRA),
+    ``out/log.jsonl``, ``out/train.json``, and while it runs ``out/checkpoints``. A killed run that is started again
+    with the same arguments continues from its last complete checkpoint and ends with the same weights; a finished one
+    returns its summary.
+
+    Args:
+        model_dir: The base model, in HF format with safetensors.
+        mix_dir: Folder with ``train.parquet``.
+        cfg: Settings.
+        out: Result folder.
+        seed: Drives data order, adapter initialisation and dropout.
+        label: Shown in the progress.
+        resume: False starts from nothing and removes what an earlier run left.
+
+    Raises:
+        RecipeError: A setting that does not fit the model or is unknown to TRL.
+        RunError: The mix is unusable, the disk is full, or a checkpoint is damaged.
+        ModelError: The model cannot be loaded or trained.
+    """
+    model_dir, mix_dir, out = Path(model_dir), Path(mix_dir), Path(out)
+    mix_file, checkpoints = mix_dir / "train.parquet", out / "checkpoints"
+    if not mix_file.is_file():
+        raise RunError("there is no mix here", where=str(mix_file), hint="run the mix stage first")
+    out.mkdir(parents=True, exist_ok=True)
+    mark = fingerprint(cfg, model_dir, mix_file, seed)
+    finished = _finished(out, mark, cfg)
+    if resume and finished is not None:
+        return finished
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    (out / SUMMARY).unlink(missing_ok=True)
+    started = time.monotonic()
+    with disk_errors(out), _quiet_libraries():
+        start = newest_complete(checkpoints, mark) if checkpoints.is_dir() else None
+        if start is None:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            (out / "log.jsonl").unlink(missing_ok=True)
+        checkpoints.mkdir(exist_ok=True)
+        summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started)
+        _write_summary(out, summary)
+    if not cfg.keep_checkpoints:
+        shutil.rmtree(checkpoints)
+    return summary
+
+
+def _train(
+    model_dir: Path,
+    mix_file: Path,
+    cfg: TrainConfig,
+    out: Path,
+    seed: int,
+    label: str,
+    start: Path | None,
+    mark: str,
+    started: float,
+) -> TrainSummary:
+    from transformers import set_seed
+
+    from regrow.models.load import load_tokenizer
+    from regrow.train.arguments import make_arguments, use_bf16
+    from regrow.train.batches import TokenRows
+    from regrow.train.callbacks import LogFile, Progress, read_log
+
+    arguments = make_arguments(cfg, out / "checkpoints", seed)
+    rows = TokenRows(
+        mix_file, max_length=cfg.max_length, topk=cfg.replay_loss == "soft", cache_dir=out / "checkpoints" / "cache"
+    )
+    _tell_about(rows, cfg, mix_file)
+    set_seed(seed)  # adapters are drawn from it
+    model = _load(model_dir, cfg, bf16=use_bf16(cfg))
+    n_parameters = sum(p.numel() for p in model.parameters())
+    saved_bytes = n_parameters * stored_dtype(model_dir).itemsize
+    # Weights and two moments in fp32, one more checkpoint than kept while the newest is written, and the result.
+    per_checkpoint = 12 * n_parameters if cfg.method == "full" else n_parameters
+    check_room(out, per_checkpoint * (cfg.save_total_limit + 1) + saved_bytes)
+
+    from regrow.train.trainer import RegrowTrainer
+
+    trainer = RegrowTrainer(
+        rows,
+        cfg,
+        seed=seed,
+        fingerprint=mark,
+        model=model,
+        args=arguments,
+        processing_class=load_tokenizer(model_dir),
+        peft_config=_lora(cfg),
+    )
+    with ExitStack() as stack:
+        trainer.add_callback(LogFile(out / "log.jsonl"))
+        trainer.add_callback(Progress(label, stack))
+        if start is not None:
+            note(f"training {label}: continuing from step {start.name.removeprefix('checkpoint-')}")
+            trainer.restore_counts(start)
+        loop_started, tokens_before = time.monotonic(), trainer.tokens_seen
+        _run(trainer, start)
+        loop_seconds = time.monotonic() - loop_started
+    model_path, adapter_path = _save(trainer, cfg, model_dir, out)
+    last = (read_log(out / "log.jsonl") or [{}])[-1]
+    return TrainSummary(
+        steps=trainer.state.global_step,
+        tokens=trainer.tokens_seen,
+        train_tokens=int(trainer.train_tokens_seen),
+        seconds=time.monotonic() - started,
+        tok_s=(trainer.tokens_seen - tokens_before) / max(loop_seconds, 1e-9),
+        final_losses={k: v for k, v in last.items() if k == "loss" or k.startswith(("loss/", "kl/"))},
+        model_path=model_path,
+        adapter_path=adapter_path,
+        resumed_from=None if start is None else int(start.name.removeprefix("checkpoint-")),
+        documents=len(rows),
+        cut_documents=rows.n_cut,
+        untrained_documents=rows.n_untrained,
+        versions=versions(),
+        fingerprint=mark,
+    )
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Switch the bars of datasets and transformers off inside the block (progress is Regrow's own), and the warnings
+    that TRL and PEFT draw from transformers by using its old names."""
+    import warnings
+
+    import datasets
+    from transformers.utils import logging
+
+    datasets_on, transformers_on = not datasets.are_progress_bars_disabled(), logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*will be removed in v6", category=FutureWarning)
+            yield
+    finally:
+        if datasets_on:
+            datasets.enable_progress_bars()
+        if transformers_on:
+            logging.enable_progress_bar()
+
+
+def _tell_about(rows: TokenRows, cfg: TrainConfig, mix_file: Path) -> None:
+    """Say what will not be trained as asked; refuse a soft loss that would never be soft."""
+    if rows.n_cut:
+        note(f"{rows.n_cut} examples are longer than train.max_length={cfg.max_length} and lose their end")
+    if rows.n_untrained:
+        note(f"{rows.n_untrained} examples have no trained token left and are skipped")
+    if cfg.replay_loss == "soft" and rows.n_replay and not rows.n_with_topk:
+        raise RunError(
+            "train.replay_loss is soft, but no replay row carries the base model's top-k",
+            where=str(mix_file),
+            hint="grow with top-k log-probabilities, or set train.replay_loss to hard",
+        )
+
+
+def _load(model_dir: Path, cfg: TrainConfig, *, bf16: bool) -> PreTrainedModel:
+    """The base model: fp32 master weights for full training; frozen weights of LoRA in bf16 under bf16 autocast."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if bf16 and cfg.method == "lora" else torch.float32
+    chosen = {} if cfg.attn_implementation is None else {"attn_implementation": cfg.attn_implementation}
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **chosen
+        )
+    except (ValueError, ImportError) as err:
+        if chosen:
+            raise RecipeError(
+                f"the model does not load with {cfg.attn_implementation!r}: {err}", where="train.attn_implementation"
+            ) from err
+        raise ModelError(f"the model does not load: {err}", where=str(model_dir)) from err
+    except OSError as err:
+        raise ModelError(f"the model does not load: {err}", where=str(model_dir)) from err
+
+
+def _lora(cfg: TrainConfig) -> Any:
+    if cfg.method == "full":
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=cfg.lora.r,
+        lora_alpha=cfg.lora.lora_alpha,
+        lora_dropout=cfg.lora.lora_dropout,
+        target_modules=cfg.lora.target_modules,
+        use_dora=cfg.lora.use_dora,
+        use_rslora=cfg.lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _run(trainer: RegrowTrainer, start: Path | None) -> None:
+    import pickle
+
+    try:
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+    except pickle.UnpicklingError as err:
+        # torch.load(weights_only=True) met something that is no tensor.
+        raise RunError(
+            "the checkpoint holds objects that are not loaded for safety",
+            where=str(start),
+            hint="delete it; training then starts from an older checkpoint or anew",
+        ) from err
+
+
+def _save(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> tuple[Path, Path | None]:
+    from regrow.train.save import atomic_folder, copy_companions
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if cfg.method == "full":
+        return save_model(model, model_dir, out / "model"), None
+    model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
+
+    def write(tmp: Path) -> None:
+        model.save_pretrained(tmp)
+        copy_companions(model_dir, tmp)
+
+    adapter = atomic_folder(out / "adapter", write)
+    if not cfg.merge_adapter:
+        return adapter, adapter
+    return save_model(model.float().merge_and_unload(), model_dir, out / "model"), adapter
+
+
+def _finished(out: Path, mark: str, cfg: TrainConfig) -> TrainSummary | None:
+    """The summary of an earlier finished run of exactly this, or None."""
+    path = out / SUMMARY
+    if not path.is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data["fingerprint"] != mark or (cfg.merge_adapter and not (out / "model").is_dir()):
+        return None
+    data["model_path"] = Path(data["model_path"])
+    data["adapter_path"] = data["adapter_path"] and Path(data["adapter_path"])
+    return TrainSummary(**data) if data["model_path"].is_dir() else None
+
+
+def _write_summary(out: Path, summary: TrainSummary) -> None:
+    from regrow.rows.writers import atomic_write_text
+
+    atomic_write_text(out / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide the result."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "trl", "peft", "accelerate")
+    return {name: version(name) for name in names} | {"cpus": str(os.cpu_count())}

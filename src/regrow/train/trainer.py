@@ -1,0 +1,292 @@
+"""The trainer: TRL's ``SFTTrainer`` with per-token weights, replay losses and per-source numbers."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from torch.utils.checkpoint import checkpoint
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTTrainer
+
+from regrow.errors import ModelError, RecipeError
+from regrow.train.batches import BlockSampler, Collator, Layout, TokenRows, make_packs
+from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
+from regrow.train.config import TrainConfig
+from regrow.train.objectives.replay import hard_loss, soft_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+LOSS_CHUNK = 2048
+"""Positions whose softmax is held in memory at once; the rest is recomputed in the backward pass."""
+
+
+class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
+    """Trains on token rows: ``sum(w * loss) / sum(w)`` over the whole global batch of an optimizer step.
+
+    The global batch is everything between two optimizer steps: all accumulation steps, all devices. How it is cut
+    into micro-batches, packs and tensor rows therefore changes nothing but rounding.
+
+    Args:
+        rows: The mix.
+        cfg: The recipe's section.
+        fingerprint: What a checkpoint must have been made with to be resumed.
+        kwargs: For ``SFTTrainer``.
+    """
+
+    def __init__(self, rows: TokenRows, cfg: TrainConfig, *, seed: int, fingerprint: str, **kwargs: Any) -> None:
+        self.cfg, self.fingerprint = cfg, fingerprint
+        packs = make_packs(rows.lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
+        self._sampler = BlockSampler(len(packs), seed)
+        tokenizer, model = kwargs["processing_class"], kwargs["model"]
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        collator = Collator(rows, pad_token_id=pad)
+        super().__init__(train_dataset=Dataset.from_dict({"documents": packs}), data_collator=collator, **kwargs)
+        collator.layout = choose_layout(self.model, model.config, packing=cfg.packing)
+        self._head_takes_mask = head_takes_mask(self.model)
+        # The loss below is already the mean over the global batch: the Trainer must not divide it again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_EpochOrder(self._sampler))
+        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        self.tokens_seen = 0
+        self.train_tokens_seen = 0.0
+        self._interval_started = time.monotonic()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler:
+        return self._sampler
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes a card into the checkpoint folder at every save; the finished model gets Regrow's own."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Float64: the sum must not depend on how the batch is cut.
+        total = sum((batch["weights"].double().sum() for batch in samples), torch.zeros((), dtype=torch.float64))
+        total = total.to(device=device, dtype=torch.float32)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return samples, total
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The micro-batch's share of the global batch's mean loss; see the class. Inputs as from `Collator`."""
+        asked: dict[str, Any] = {"logits_to_keep": inputs["predict"]} if self._head_takes_mask else {}
+        if self.aux_loss_enabled:
+            asked["output_router_logits"] = True
+        outputs = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False, **asked)
+        # A head that takes a mask returns (n, V) at the wanted positions, others (B, L, V).
+        logits = outputs.logits if self._head_takes_mask else outputs.logits[inputs["predict"]]
+        weights, denominator = inputs["weights"], num_items_in_batch
+        if denominator is None:
+            denominator = weights.sum()
+        loss = (self._token_losses(logits, inputs) * weights).sum() / denominator
+        # DDP averages gradients over processes, while the denominator already counts the tokens of all of them.
+        loss = loss * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
+        self._count("tokens", inputs["n_tokens"])
+        return (loss, outputs) if return_outputs else loss
+
+    def _token_losses(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Loss of each trained token, ``(n,)``, and the sums behind the per-source numbers."""
+        targets, weights, replay = inputs["targets"], inputs["weights"], inputs["replay"]
+        if self.cfg.replay_loss == "soft" and "top_ids" in inputs:
+            soft = replay & (inputs["top_ids"] >= 0).any(-1)
+        else:
+            soft = torch.zeros_like(replay)
+        losses, ce = logits.new_zeros(targets.shape, dtype=torch.float32), torch.zeros_like(weights)
+        hard_at, soft_at = (~soft).nonzero().squeeze(-1), soft.nonzero().squeeze(-1)
+        for at in _chunks(hard_at):
+            value = _recomputed(hard_loss, logits[at], targets[at])
+            losses = losses.index_put((at,), value)
+            ce[at] = value.detach()
+        for at in _chunks(soft_at):
+            s = self.cfg.soft
+            value, ce_at, kl_at = _recomputed(
+                soft_loss,
+                logits[at],
+                targets[at],
+                inputs["top_ids"][at],
+                inputs["top_logprobs"][at],
+                weight=s.weight,
+                temperature=s.temperature,
+                tail=s.tail,
+            )
+            losses = losses.index_put((at,), value)
+            ce[at] = ce_at.detach()
+            self._count("kl/replay", (kl_at.detach() * weights[at]).sum())
+            self._count("kl/weight", weights[at].sum())
+        for source, mask in (("domain", ~replay), ("replay", replay)):
+            self._count(f"loss/{source}", (ce * weights * mask).sum())
+            self._count(f"weight/{source}", (weights * mask).sum())
+        self._count("train_tokens", torch.tensor(len(targets)))
+        if self.cfg.replay_loss == "soft":
+            self._count("soft_tokens", soft.sum())
+            self._count("hard_fallback_tokens", (replay & ~soft).sum())
+        return losses
+
+    def _count(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value.detach().to(self.args.device, torch.float32)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds per-source losses, tokens and speed of the interval to a training log entry.
+
+        ``loss/domain`` and ``loss/replay`` are weighted means of the cross-entropy in nats per token; ``kl/replay`` of
+        the KL where the soft loss was used; ``hard_fallback_tokens`` counts replay tokens without a stored top-k that
+        had cross-entropy although ``replay_loss`` is ``soft``.
+        """
+        if "loss" in logs:
+            logs.update(self._interval_numbers())
+        super().log(logs, start_time)
+
+    def _interval_numbers(self) -> dict[str, float]:
+        names = sorted(self._sums)
+        packed = self.accelerator.reduce(torch.stack([self._sums[n] for n in names]), reduction="sum")
+        sums = dict(zip(names, packed.tolist(), strict=True))
+        self._sums.clear()
+        seconds, self._interval_started = time.monotonic() - self._interval_started, time.monotonic()
+        self.tokens_seen += int(sums["tokens"])
+        self.train_tokens_seen += sums["train_tokens"]
+        out: dict[str, float] = {}
+        for source in ("domain", "replay"):
+            if sums[f"weight/{source}"]:
+                out[f"loss/{source}"] = sums[f"loss/{source}"] / sums[f"weight/{source}"]
+        if sums.get("kl/weight"):
+            out["kl/replay"] = sums["kl/replay"] / sums["kl/weight"]
+        for name in ("soft_tokens", "hard_fallback_tokens"):
+            if name in sums:
+                out[name] = int(sums[name])
+        return out | {
+            "tokens": self.tokens_seen,
+            "train_tokens": int(self.train_tokens_seen),
+            "tok_s": sums["tokens"] / max(seconds, 1e-9),
+        }
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            pending = {name: value.item() for name, value in self._sums.items()}
+            counted = {"tokens": self.tokens_seen, "train_tokens": self.train_tokens_seen, "pending": pending}
+            mark_complete(folder, step=self.state.global_step, fingerprint=self.fingerprint, extra=counted)
+            keep_newest(Path(self.args.output_dir), self.cfg.save_total_limit)
+
+    def restore_counts(self, folder: Path) -> None:
+        """Take the token counts and unlogged sums over from a checkpoint."""
+        extra = read_marker(folder)["extra"]
+        self.tokens_seen, self.train_tokens_seen = int(extra["tokens"]), float(extra["train_tokens"])
+        if self.accelerator.is_main_process:
+            for name, value in extra["pending"].items():
+                self._count(name, torch.tensor(value))
+
+
+class _EpochOrder(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler the epoch, also on resume, where accelerate's wrappers do not reach it."""
+
+    def __init__(self, sampler: BlockSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+def _chunks(indices: Tensor) -> tuple[Tensor, ...]:
+    """``indices`` in pieces of `LOSS_CHUNK`; none for none (``split`` would give one empty piece)."""
+    return indices.split(LOSS_CHUNK) if len(indices) else ()
+
+
+def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """``function(*args)`` whose intermediates are recomputed in the backward pass instead of kept."""
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def head_takes_mask(model: nn.Module) -> bool:
+    """Whether the model computes logits at the ``True`` positions of a boolean ``logits_to_keep`` mask only.
+
+    Asked of the model itself, on eight tokens: an older transformers would read the mask as positions.
+    """
+    forward = getattr(model, "get_base_model", lambda: model)().forward
+    if "logits_to_keep" not in inspect.signature(forward).parameters:
+        return False
+    ids, positions = _probe(model)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask[0, 1] = mask[0, 3] = mask[1, 2] = True
+    with _evaluating(model), torch.no_grad():
+        full = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        try:
+            kept = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=mask).logits
+        except (IndexError, TypeError, ValueError, RuntimeError):
+            return False
+    return kept.shape == (3, full.shape[-1]) and torch.allclose(kept.float(), full[mask].float(), atol=1e-2, rtol=1e-2)
+
+
+def choose_layout(model: nn.Module, config: Any, *, packing: bool) -> Layout:
+    """The layout that keeps documents apart on this model; checked by running it.
+
+    Variable-length attention kernels want one tensor row, mask-based attention several short ones. Models that carry
+    state along a row (state-space layers, convolutions) mix documents whatever the mask says: they get one document a
+    row.
+
+    Raises:
+        RecipeError: Packing is asked of a model that cannot keep documents apart.
+        ModelError: The model mixes tokens even of different tensor rows.
+    """
+    wanted: Layout = "single" if "flash" in (config._attn_implementation or "") else "rows"
+    if _keeps_apart(model):
+        return wanted
+    if packing:
+        raise RecipeError(
+            f"{type(model).__name__} lets packed documents see each other",
+            where="train.packing",
+            hint="set it to false",
+        )
+    if not _keeps_apart(model, separate=True):
+        raise ModelError(f"{type(model).__name__} is not causal: a token's output depends on padding after it")
+    return "separate"
+
+
+def _keeps_apart(model: nn.Module, *, separate: bool = False) -> bool:
+    """Whether a document's logits stay the same when its neighbours in the row change."""
+    ids, positions = _probe(model)
+    other = ids.clone()
+    if separate:  # a document, then padding: the padding must not matter
+        other[:, 2:] = (other[:, 2:] + 5) % int(ids.max() + 1)
+        look = slice(0, 2)
+    else:  # two documents in a row: the first must not matter to the second
+        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
+        other = ids.clone()
+        other[:, :4] = (other[:, :4] + 5) % int(ids.max() + 1)
+        look = slice(4, 8)
+    with _evaluating(model), torch.no_grad():
+        a = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, look].float()
+        b = model(input_ids=other, position_ids=positions, use_cache=False).logits[:, look].float()
+    return torch.allclose(a, b, atol=1e-3 * float(a.abs().max()) + 1e-6, rtol=0)
+
+
+def _probe(model: nn.Module) -> tuple[Tensor, Tensor]:
+    device = next(model.parameters()).device
+    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]], device=device)
+    return ids, torch.arange(4, device=device).expand(2, 4)
+
+
+class _evaluating:
+    """Evaluation mode (no dropout) inside the block."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.was_training = self.model.training
+        self.model.eval()
+
+    def __exit__(self, *exc: object) -> None:
+        self.model.train(self.was_training)
