@@ -26,7 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, so that a reader of the folder skips what a killed process left; the suffix stays for writers that look at it.
+    # Hidden, so that readers of the folder skip what a killed process left; some writers look at the suffix.
     tmp = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
         yield tmp
