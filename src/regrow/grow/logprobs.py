@@ -1,93 +1,126 @@
-"""The base model's whole opinion: its k likeliest tokens at every position of a kept answer.
+"""The base model's whole opinion: its k likeliest tokens and their log-probabilities at every kept token.
 
-One scoring pass over the dialogues. Each node is scored once, in the first dialogue that holds it; siblings' beginnings
-are not scored again but read as context. What stands in front is by default the tokenizer's default rendering, not the
-growing prompt: soft replay compares the student with the base on the rows it trains on, so the prompts must be the same.
+Soft replay pulls the tuned model to the base's distribution on the rows it trains on. That distribution depends on what
+stands before the dialogue. Training rows are rendered as the model will be used, without the growing prompt, so the scoring
+pass does the same by default (``context: training``): the token ids are the ones that were sampled, only the prompt in front
+of them differs. ``context: growing`` scores under the prompt they were sampled from.
+
+A path is scored in one pass, and the nodes it shares with paths scored before are skipped, so each node is scored once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
 from regrow.engines.base import Engine, ScoreRow
+from regrow.errors import EngineError
 from regrow.grow.script import Script
 from regrow.grow.store import Store
 from regrow.grow.tree import path_ids
-from regrow.progress import task
+from regrow.progress import Task
 
-_ROWS = 64
-"""Dialogues scored between two commits."""
-
-
-@dataclass(slots=True)
-class _Job:
-    row: ScoreRow
-    nodes: list[tuple[str, int, int, bool]]
-    """Node id, first and last + 1 position of its content, whether a closing token follows."""
+_PATHS = 64
 
 
-def fill_topk(store: Store, script: Script, engine: Engine, k: int, roots: dict[int, str | None]) -> None:
-    """Store the top-k of every assistant (or text) node on a finished dialogue that has none yet. Resumable.
+def add_top_logprobs(
+    store: Store,
+    script: Script,
+    engine: Engine,
+    k: int,
+    bar: Task,
+    *,
+    context: Literal["training", "growing"] = "training",
+) -> int:
+    """Score every node on a dialogue that has no top-k row yet; goes on where an earlier run stopped.
 
     Args:
-        store: The corpus.
-        script: Roles and markers.
-        engine: One that can score: the same weights as the model that grew the corpus.
-        k: How many.
-        roots: Tree -> root prompt in front, None for the model's default rendering.
+        store: The grown corpus.
+        script: Its roles and markers.
+        engine: One that can score.
+        k: Tokens to keep at each position.
+        bar: Advanced by dialogues.
+        context: What stands before the dialogue: the default rendering of training, or the growing prompt.
+
+    Returns:
+        Nodes scored now.
+
+    Raises:
+        EngineError: The engine cannot score.
     """
-    leaves = list(store.leaf_ids())
-    with task("scoring the corpus", len(leaves), "dialogues") as bar:
-        for start in range(0, len(leaves), _ROWS):
-            jobs = list(_jobs(store, script, leaves[start : start + _ROWS], roots))
-            rows = []
-            for job, score in zip(jobs, engine.score([j.row for j in jobs], top_k=k), strict=True):
-                assert score.top_ids is not None and score.top_logprobs is not None
-                first = job.row.start
-                for node, a, b, closed in job.nodes:
-                    ids = np.asarray(score.top_ids[a - first : b - first], dtype="<i4")
-                    logprobs = np.asarray(score.top_logprobs[a - first : b - first], dtype="<f2")
-                    end = slice(b - first, b - first + 1) if closed else slice(0, 0)
-                    rows.append(
-                        (
-                            node,
-                            k,
-                            ids.tobytes(),
-                            logprobs.tobytes(),
-                            np.asarray(score.top_ids[end], dtype="<i4").tobytes(),
-                            np.asarray(score.top_logprobs[end], dtype="<f2").tobytes(),
-                        )
-                    )
-            if rows:
-                store.add_topk(rows)
-            bar.advance(min(_ROWS, len(leaves) - start))
+    if not engine.info.can_score:
+        raise EngineError(
+            f"the engine {engine.info.name!r} cannot score",
+            where="grow.top_logprobs",
+            hint="Use engine: transformers.",
+        )
+    if store.get("topk") != {"k": k, "context": context}:
+        store.clear_topk()
+        store.put("topk", {"k": k, "context": context})
+    roots = {t.id: (t.root if context == "growing" else None) for t in store.trees()}
+    scored = 0
+    for leaves in _chunks(store.leaf_ids(), _PATHS):
+        paths = [path_ids(leaf) for leaf in leaves]
+        fresh = set(store.without_topk([step for path in paths for step in path]))
+        contents = store.contents([step for path in paths for step in path])
+        rows: list[ScoreRow] = []
+        wanted: list[list[tuple[str, int, int]]] = []
+        for path in paths:
+            mine = [step for step in path if step in fresh]
+            fresh.difference_update(mine)
+            if not mine:
+                continue
+            ids, spans = _row(script, roots[path[0].split("/")[0]], [contents[step][0] for step in path])
+            places = [(step, *span) for step, span in zip(path, spans, strict=True) if step in mine]
+            rows.append(ScoreRow(ids, start=max(1, places[0][1])))
+            wanted.append(places)
+        for row, places, score in zip(rows, wanted, engine.score(rows, top_k=k), strict=True):
+            assert score.top_ids is not None and score.top_logprobs is not None
+            found = []
+            for step, a, b in places:
+                top = slice(a - row.start, b - row.start)
+                ids_, logprobs = score.top_ids[top], score.top_logprobs[top]
+                found.append((step, k, ids_.astype("<i4").tobytes(), logprobs.astype("<f2").tobytes()))
+            store.add_topk(found)
+            scored += len(found)
+        bar.advance(len(leaves), nodes=scored)
+    return scored
 
 
-def _jobs(store: Store, script: Script, leaves: Sequence[str], roots: dict[int, str | None]) -> Iterator[_Job]:
-    paths = [path_ids(leaf) for leaf in leaves]
-    spoken = {n for path in paths for layer, n in enumerate(path, 1) if script.role(layer) != "user"}
-    open_nodes = set(store.without_topk(sorted(spoken)))
-    contents = store.contents([n for path in paths for n in path])
-    for path in paths:
-        mine = [n for n in path if n in open_nodes]
-        if not mine:
-            continue
-        open_nodes -= set(mine)
-        tree = int(path[0].split("/")[0][1:])
-        ids = list(script.opening(roots[tree]))
-        spans: list[tuple[str, int, int, bool]] = []
-        for layer, node in enumerate(path, 1):
-            if layer > 1:
-                ids += script.joint(layer)
-            start = len(ids)
-            ids += contents[node][0]
-            if node in mine:
-                spans.append((node, start, len(ids), True))
-        ids += script.closing()
-        spans = [(n, a, b, b < len(ids)) for n, a, b, _ in spans]
-        yield _Job(ScoreRow(ids, start=max(1, spans[0][1])), spans)
+def _row(
+    script: Script, root: str | None, contents: Sequence[Sequence[int]]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The path's token ids, and where each node lies in them, the token that ends an answer (or text) included."""
+    ids = list(script.opening(root))
+    spans = []
+    for i, content in enumerate(contents, 1):
+        start = len(ids)
+        ids += content
+        last = i == len(contents)
+        after = script.closing() if last else script.joint(i + 1)
+        # What ends the node is predicted from its last token: one more position, whose distribution says "stop here".
+        ends = script.role(i) == "assistant" or (script.role(i) == "text" and last)
+        spans.append((start, start + len(content) + (1 if ends and after else 0)))
+        ids += after
+    return ids, spans
 
 
+def unpack(k: int, ids: bytes, logprobs: bytes) -> tuple[list[int], list[float]]:
+    """A stored top-k row as flat lists."""
+    return (
+        [int(x) for x in np.frombuffer(ids, dtype="<i4")],
+        [float(x) for x in np.frombuffer(logprobs, dtype="<f2")],
+    )
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    chunk: list[str] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

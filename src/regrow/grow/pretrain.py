@@ -1,12 +1,13 @@
-"""TG-PT: Tree Generation from a base model without a chat template (arXiv 2406.11354, section 3.4).
+"""TG-PT: Tree Generation for a base model without a chat template.
 
-No roles: a lead-in sentence announces useful knowledge, and the model continues it, branch by branch. A root-to-leaf
-path is one plain text.
+No roles are switched: a lead-in announces useful knowledge, each layer continues the text of the one above, and a
+root-to-leaf path is one plain document to train on as ordinary language modelling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from regrow.engines.base import SampleParams
@@ -14,49 +15,41 @@ from regrow.grow.config import GrowConfig
 
 
 class TextScript:
-    """Every layer continues the text of the one above it. The lead-in stands before all of it."""
+    """Every layer is a stretch of text. Its sampling parameters are those of ``grow.answer``, one cap a layer."""
 
     layers_per_turn = 1
 
     def __init__(self, config: GrowConfig, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self._bos = tuple(tokenizer("")["input_ids"][:1]) if tokenizer.bos_token_id is not None else ()
-        end = tokenizer.eos_token_id
-        self._end = () if end is None else (int(end),)
+        self._tokenizer = tokenizer
+        self._bos = tuple(tokenizer("")["input_ids"][:1])
+        eos = tokenizer.eos_token_id
+        self._closing = () if eos is None else (int(eos),)
         answer = config.answer
-        self._params = [
-            SampleParams(
-                max_new_tokens=cap,
-                temperature=answer.temperature,
-                top_p=answer.top_p,
-                top_k=answer.top_k,
-                stop_token_ids=self._end,
-                stop_strings=("\n\n",),
-            )
-            for cap in answer.max_new_tokens
-        ]
+        self._caps = answer.max_new_tokens
+        self._params = SampleParams(
+            max_new_tokens=self._caps[0],
+            temperature=answer.temperature,
+            top_p=answer.top_p,
+            top_k=answer.top_k,
+            stop_token_ids=self._closing,
+        )
+        self.opening = lru_cache(maxsize=4096)(self._opening)
 
     def role(self, layer: int) -> str:
-        """Always ``text``."""
         return "text"
 
-    def opening(self, root: str | None) -> tuple[int, ...]:
-        """Beginning of text, then the lead-in."""
-        text: Sequence[int] = self.tokenizer(root, add_special_tokens=False)["input_ids"] if root else ()
-        return (*self._bos, *text)
+    def _opening(self, root: str | None) -> tuple[int, ...]:
+        lead = [] if root is None else self._tokenizer(root, add_special_tokens=False)["input_ids"]
+        return (*self._bos, *lead)
 
     def joint(self, layer: int) -> tuple[int, ...]:
-        """A paragraph break: pieces end at one."""
-        return tuple(self.tokenizer("\n\n", add_special_tokens=False)["input_ids"])
+        return ()
 
     def closing(self) -> tuple[int, ...]:
-        """End of text."""
-        return self._end
+        return self._closing
 
     def params(self, layer: int) -> SampleParams:
-        """The answer's sampling, with its cap for this depth."""
-        return self._params[min(layer, len(self._params)) - 1]
+        return replace(self._params, max_new_tokens=self._caps[min(layer, len(self._caps)) - 1])
 
     def markers(self) -> tuple[str, ...]:
-        """Special tokens only."""
-        return tuple(sorted(self.tokenizer.all_special_tokens))
+        return tuple(sorted(self._tokenizer.all_special_tokens))

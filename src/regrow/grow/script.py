@@ -88,8 +88,8 @@ class ChatScript:
         turns = derive_turns(tokenizer)
         self._turns = turns
         self._to_assistant = tuple(turns.encode(tokenizer, turns.assistant_open))
-        self._to_user = tuple(turns.encode(tokenizer, turns.assistant_close + turns.user_open))
         self._closing = tuple(turns.encode(tokenizer, turns.assistant_close))
+        self._to_user = (*self._closing, *turns.encode(tokenizer, turns.user_open))
         question, answer = config.question, config.answer
         self._question = SampleParams(
             max_new_tokens=question.max_new_tokens, temperature=question.temperature, top_p=question.top_p,
@@ -113,8 +113,8 @@ class ChatScript:
         return "user" if layer % 2 else "assistant"
 
     def _opening(self, root: str | None) -> tuple[int, ...]:
-        turns: Turns = self._turns if root is None else derive_turns(self.tokenizer, system=root)
-        return tuple(turns.encode(self.tokenizer, turns.opening))
+        turns: Turns = self._turns if root is None else self._turns.with_system(root)
+        return tuple(turns.encode(self.tokenizer, turns.opening, first=True))
 
     def joint(self, layer: int) -> tuple[int, ...]:
         return self._to_user if layer % 2 else self._to_assistant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 BALANCE = (32, 16, 8, 8)
 """The paper's main configuration: 2 turns, 32 first questions, 16 answers each, 8 follow-ups each, 8 answers each [P]."""
@@ -50,28 +51,27 @@ def paths(children: Sequence[int]) -> int:
     return math.prod(children)
 
 
-def expected_nodes(children: Sequence[int], wanted: int) -> float:
-    """Nodes grown, in expectation, when ``wanted`` of the full tree's paths are drawn uniformly without replacement.
+def expected_layers(children: Sequence[int], wanted: int) -> list[float]:
+    """Nodes of each layer, in expectation, when ``wanted`` of the tree's paths are drawn without replacement.
 
     A node with c of the P paths below it is needed unless all draws miss it: 1 - C(P - c, wanted) / C(P, wanted).
     """
     total = paths(children)
     wanted = min(wanted, total)
-    expected, width = 0.0, 1
+    layers, width = [], 1
     for n in children:
         width *= n
         below = total // width
-        if wanted > total - below:
-            missed = 0.0
-        else:
+        missed = 0.0
+        if wanted <= total - below:
             missed = math.exp(
                 math.lgamma(total - below + 1)
                 - math.lgamma(total - below - wanted + 1)
                 - math.lgamma(total + 1)
                 + math.lgamma(total - wanted + 1)
             )
-        expected += width * (1 - missed)
-    return expected
+        layers.append(width * (1 - missed))
+    return layers
 
 
 def scaled(proportions: Sequence[int], wanted: int) -> tuple[int, ...]:
@@ -151,11 +151,11 @@ def warnings_for(children: Sequence[int], question_tokens: int, answer_tokens: S
     questions, answers = children[0::2], children[1::2]
     if max(children) > children[0]:
         said.append("N_1 should be the largest layer (it explores the topic)")
-    if any(b > a for a, b in zip(questions, questions[1:], strict=False)):
+    if any(b > a for a, b in pairwise(questions)):
         said.append("later question layers should not be wider than earlier ones")
-    if any(b > a for a, b in zip(answers, answers[1:], strict=False)):
+    if any(b > a for a, b in pairwise(answers)):
         said.append("later answer layers should not be wider than earlier ones")
-    if any(b < a for a, b in zip(answer_tokens, answer_tokens[1:], strict=False)):
+    if any(b < a for a, b in pairwise(answer_tokens)):
         said.append("answers should be allowed to grow with depth (grow.answer.max_new_tokens falls)")
     if min(answer_tokens) < question_tokens:
         said.append("answers are capped shorter than questions")

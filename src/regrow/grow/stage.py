@@ -1,97 +1,96 @@
-"""The grow stage: a model in, a corpus out; continues after being killed."""
+"""The stage ``grow``: a model in, a corpus of its own words out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from regrow.errors import EngineError, RunError
+from regrow.engines.base import Engine
+from regrow.errors import RunError
 from regrow.grow.config import GrowConfig
-from regrow.grow.corpus import Counts, Dialogue, Node, write_corpus
+from regrow.grow.corpus import Dialogue, Node, write_corpus
+from regrow.grow.logprobs import add_top_logprobs, unpack
 from regrow.grow.pretrain import TextScript
+from regrow.grow.rounds import GrowCost, budget, deficits, layers_of, next_target, trees_for
+from regrow.grow.rounds import estimate_cost as _estimate_cost
 from regrow.grow.screen import BARREN, Screen
-from regrow.grow.script import ChatScript, Script, root_prompt
-from regrow.grow.shapes import expected_nodes, mixed_histogram, shape_for, warnings_for
-from regrow.grow.store import Store, TreeRow
-from regrow.grow.topics import ASK_PROMPT, TextEncoder, apportion, ask_topics, configured_topics, quotas
+from regrow.grow.script import ChatScript, Script, prompt_ids, root_prompt
+from regrow.grow.shapes import warnings_for
+from regrow.grow.store import Store, StoredNode
+from regrow.grow.topics import ASK_PROMPT, TextEncoder, ask_topics, configured_topics, read_topics
 from regrow.grow.tree import Grower, path_ids
 from regrow.progress import note, task
 
 if TYPE_CHECKING:
-    from regrow.engines.base import Engine
     from regrow.models.load import ResolvedModel
 
-DEFAULT_DIALOGUES = 1_000
-TOKENS_A_QUESTION, TOKENS_AN_ANSWER = 24, 110
-"""First guess of a kept turn's length, for a budget in tokens; after the first round the corpus's own mean is used."""
-FIRST_ROUND = 0.6
-"""Share of a token budget planned on that guess, so that a wrong guess does not overshoot."""
-NOT_IDENTITY = {"batch_nodes", "top_logprobs", "top_logprobs_context", "encoder", "refill_rounds"}
-"""Settings that may change between a crash and its resume without changing what was grown so far."""
+TREES = "trees.json"
+
+_MAY_CHANGE = (
+    "batch_nodes",
+    "top_logprobs",
+    "top_logprobs_context",
+    "keep_system",
+    "refill_rounds",
+    "engine",
+    "topics_file",
+)
+"""Settings that a resumed run may change: they do not decide what a node says (the engine's own name is compared apart, and
+of a topics file its content)."""
 
 
-@dataclass
+@dataclass(slots=True)
 class GrowSummary:
-    """What was grown; ``dropped`` counts candidates by reason, ``dialogues`` and ``tokens`` what is kept."""
+    """What was grown.
 
-    dialogues: int
-    tokens: int
-    nodes: int
-    candidates: int
-    dropped: dict[str, int]
-    topics: dict[str, int]
+    Attributes:
+        out: The corpus folder.
+        dialogues: Complete ones; ``wanted`` were asked for (0: the budget is in tokens).
+        candidates: Turns sampled; ``kept`` lie on a complete dialogue; ``dropped`` counts the others by reason.
+        sampled_tokens, kept_tokens: Tokens of both.
+        trees, rounds: Planted trees, and rounds they were planted in (more than one: branches that died were made up for).
+        seconds: Of this call; a resumed run grew the rest before.
+        resumed_nodes: Candidates an earlier run had committed.
+        top_logprobs: k of the stored distributions, 0 for none.
+    """
+
+    out: str
     engine: str
+    dialogues: int
+    wanted: int
+    kept: int
+    candidates: int
+    sampled_tokens: int
+    kept_tokens: int
+    trees: int
+    rounds: int
     seconds: float
-    tok_s: float
-    top_logprobs: int = 0
-    rounds: int = 0
+    resumed_nodes: int
+    top_logprobs: int
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def short(self) -> int:
+        """Dialogues that could not be had."""
+        return max(0, self.wanted - self.dialogues)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON shape."""
+        """JSON-able."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class GrowCost:
-    """What a configuration will cost: ``dialogues`` wanted, distinct ``kept_tokens``, ``sampled_tokens`` (with the
-    candidates that are dropped) and ``generations`` (candidates)."""
+def estimate_cost(config: GrowConfig) -> GrowCost:
+    """Generations and tokens that ``config`` will take; see `regrow.grow.rounds.estimate_cost`.
 
-    dialogues: int
-    kept_tokens: int
-    sampled_tokens: int
-    generations: int
-
-
-def estimate_cost(cfg: GrowConfig, topics: int | None = None) -> GrowCost:
-    """The cost of a configuration before anything is sampled (core of the paper's cost model: one generation a node,
-    times the over-generation). Lengths are guesses; the counts of nodes are exact in expectation."""
-    names = topics or (cfg.ask_topics or len(configured_topics(cfg)))
-    per_turn = TOKENS_A_QUESTION + min(TOKENS_AN_ANSWER, cfg.answer.max_new_tokens[0])
-    wanted = _dialogues(cfg)
-    if wanted is None:
-        assert cfg.tokens is not None
-        wanted = max(1, round(cfg.tokens / (per_turn * cfg.turns)))
-    nodes = 0.0
-    for share in apportion(wanted, [1.0] * min(names, wanted)):
-        shape = shape_for(cfg.shape, cfg.turns, max(1, share))
-        nodes += expected_nodes(shape.children, share)
-    over = 1.0 if cfg.shape == "wide" else cfg.oversample
-    kept = cfg.tokens or round(nodes * per_turn / 2)
-    return GrowCost(wanted, kept, round(kept * over), round(nodes * over))
-
-
-def _dialogues(cfg: GrowConfig) -> int | None:
-    if cfg.dialogues == "all":
-        shape = shape_for(cfg.shape, cfg.turns, 1)
-        return shape.capacity(0) * max(1, cfg.ask_topics or len(configured_topics(cfg)))
-    if isinstance(cfg.dialogues, int):
-        return cfg.dialogues
-    return DEFAULT_DIALOGUES if cfg.tokens is None else None
+    Raises:
+        RecipeError: The topics cannot be read, or the quota does not fit them.
+    """
+    topics = configured_topics(config) or [f"topic {i + 1}" for i in range(config.ask_topics)]
+    return _estimate_cost(config, topics)
 
 
 def grow(
@@ -103,290 +102,293 @@ def grow(
     engine: Engine | None = None,
     encoder: TextEncoder | None = None,
 ) -> GrowSummary:
-    """Grow a corpus into ``out`` (`regrow.grow.corpus` tells its layout), or continue one.
+    """Grow a corpus out of ``model`` by Tree Generation, or continue one that was interrupted.
 
     Args:
         cfg: Settings.
-        model: Whose knowledge is grown.
-        out: Corpus folder.
-        seed: All randomness comes from it and the nodes' tree paths.
-        engine: What samples; made from ``cfg.engine`` when None (and closed at the end).
-        encoder: For MMR; loaded from ``cfg.encoder`` when None.
+        model: What grows.
+        out: The corpus folder: ``nodes.sqlite`` while it grows; ``nodes.parquet``, ``dialogues.parquet``, ``trees.json``,
+            ``corpus.json`` and the card ``README.md`` in the end.
+        seed: All randomness comes from it.
+        engine: What samples; made from ``cfg.engine`` by default. Not closed here when given.
+        encoder: For MMR; loaded by ``cfg.encoder`` by default.
 
     Raises:
-        EngineError: Nothing usable was sampled, or the engine failed.
-        RunError: The folder holds a corpus of other settings, is being written by another process, or the disk is full.
-        ModelError: The chat template cannot be split into turns.
+        RunError: ``out`` is being written by another process, was begun under another configuration, is damaged, or the
+            disk is full.
+        EngineError: The engine cannot be had or failed; what was grown so far stays, and the same call goes on from there.
+        ModelError: The model has no chat template (use ``mode: pretrain``), or one that cannot be split.
+        RecipeError: Topics and quota do not fit.
     """
     from regrow.engines.choose import make_engine
+    from regrow.models.embed import load_encoder
     from regrow.models.load import load_tokenizer
 
     started = time.monotonic()
+    topics = configured_topics(cfg)
     tokenizer = load_tokenizer(model.path)
     script: Script = TextScript(cfg, tokenizer) if cfg.mode == "pretrain" else ChatScript(cfg, tokenizer)
-    if encoder is None and cfg.encoder != "none":
-        from regrow.models.embed import load_encoder
+    with ExitStack() as stack:
+        if engine is None:
+            engine = make_engine(cfg.engine, model, seed=seed)
+            stack.callback(engine.close)
+        store = stack.enter_context(Store.create_or_resume(out, identity(cfg, model, engine, seed)))
+        before = store.totals().candidates
+        if before:
+            note(f"grow: going on from {before:,} candidates that are committed in {out}")
+        if encoder is None and cfg.encoder != "none":
+            encoder = load_encoder(cfg.encoder)
+        topics = _topics(cfg, store, script, tokenizer, engine, encoder, topics, seed)
+        screen = Screen(cfg.screen, script.markers(), frozenset(tokenizer.all_special_ids))
+        grower = Grower(cfg, store, script, engine, screen, encoder, seed, tokenizer)
+        wanted = _grow_rounds(cfg, store, script, grower, topics)
+        if cfg.top_logprobs:
+            _score(cfg, store, script, model, engine, seed)
+        totals = store.totals()
+        trees = store.trees()
+        facts = _facts(cfg, model, engine, seed, store)
+        _write_trees(out, store)
+        counts = write_corpus(out, _nodes(store, cfg), _dialogues(store, cfg, script, tokenizer), facts)
+        summary = GrowSummary(
+            out=str(out),
+            engine=engine.info.name,
+            dialogues=counts.dialogues,
+            wanted=wanted,
+            kept=counts.kept,
+            candidates=totals.candidates,
+            sampled_tokens=totals.tokens,
+            kept_tokens=counts.kept_tokens,
+            trees=len(trees),
+            rounds=max(t.round for t in trees) + 1,
+            seconds=round(time.monotonic() - started, 2),
+            resumed_nodes=before,
+            top_logprobs=cfg.top_logprobs,
+            dropped=dict(sorted(counts.dropped.items(), key=lambda x: (-x[1], x[0]))),
+        )
+    if not summary.dialogues:
+        raise RunError(
+            f"not one dialogue survived: {_top(summary.dropped)}",
+            where=str(out),
+            hint="Look at nodes.parquet for the dropped texts; loosen grow.screen, raise grow.answer.max_new_tokens, or set "
+            "grow.truncated: trim.",
+        )
+    if summary.short:
+        note(
+            f"grow: {summary.dialogues:,} of {wanted:,} dialogues; the rest died in the screens ({_top(summary.dropped)}). "
+            "More retries or refill_rounds, or looser screens, would find more."
+        )
+    return summary
 
-        encoder = load_encoder(cfg.encoder)
-    own = engine is None
-    engine = engine or make_engine(cfg.engine, model, seed=seed)
-    identity = {
-        "grow": cfg.model_dump(mode="json", exclude=NOT_IDENTITY | {"engine"}),
+
+def _top(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {n:,}" for reason, n in list(dropped.items())[:3]) or "nothing was sampled"
+
+
+def identity(cfg: GrowConfig, model: ResolvedModel, engine: Engine, seed: int) -> dict[str, Any]:
+    """What decides a corpus: stored with it, compared on resume."""
+    settings = {k: v for k, v in cfg.model_dump(mode="json").items() if k not in _MAY_CHANGE}
+    if cfg.topics_file:
+        settings["topics"] = read_topics(cfg.topics_file)
+    return {
+        "grow": settings,
         "model": model.revision,
-        "engine": engine.info.name,
+        "engine": {"name": engine.info.name, "dtype": engine.info.dtype},
         "seed": seed,
     }
-    try:
-        with Store.create_or_resume(out, identity) as store:
-            run = _Run(cfg, store, script, engine, encoder, seed, tokenizer)
-            rounds = run.grow()
-            if cfg.top_logprobs:
-                _fill(cfg, store, script, engine, model, seed)
-            counts = _write(cfg, store, out, model, engine, seed, run.topics)
-            totals = store.totals()
-    finally:
-        if own:
-            engine.close()
-    seconds = time.monotonic() - started
-    return GrowSummary(
-        dialogues=counts.dialogues,
-        tokens=counts.kept_tokens,
-        nodes=counts.kept,
-        candidates=totals.candidates,
-        dropped=counts.dropped,
-        topics=counts.topics,
-        engine=engine.info.name,
-        seconds=round(seconds, 3),
-        tok_s=round(totals.tokens / max(1e-9, seconds), 1),
-        top_logprobs=cfg.top_logprobs,
-        rounds=rounds,
-    )
 
 
-class _Run:
-    """Rounds of planting and growing until the budget is met."""
-
-    def __init__(
-        self,
-        cfg: GrowConfig,
-        store: Store,
-        script: Script,
-        engine: Engine,
-        encoder: TextEncoder | None,
-        seed: int,
-        tokenizer: Any,
-    ) -> None:
-        self.cfg, self.store, self.script, self.seed = cfg, store, script, seed
-        screen = Screen(cfg.screen, script.markers(), frozenset(tokenizer.all_special_ids))
-        self.grower = Grower(cfg, store, script, engine, screen, encoder, seed, tokenizer)
-        self.topics = self._topics(engine, encoder)
-        for text in warnings_for(
-            shape_for(cfg.shape, cfg.turns, 64).children, cfg.question.max_new_tokens, cfg.answer.max_new_tokens
-        ) if isinstance(cfg.shape, list) else []:
-            note(f"grow: {text}")
-
-    def _topics(self, engine: Engine, encoder: TextEncoder | None) -> list[str]:
-        """The topics, asked once and kept: a resumed run must not ask again."""
-        known = self.store.get("topics")
-        if known:
-            return list(known)
-        topics = configured_topics(self.cfg)
-        if not topics:
-            question = ASK_PROMPT.replace("{n}", str(self.cfg.ask_topics))
-            turns = self.script
-            ids = [*turns.opening(None), *self.grower.tokenizer(question, add_special_tokens=False)["input_ids"]]
-            ids += turns.joint(2)
-            stops = turns.params(2).stop_token_ids
-            topics = ask_topics(engine, ids, stops, self.cfg.ask_topics, seed=self.seed, encoder=encoder)
-            note(f"grow: the model named {len(topics)} topics: {', '.join(topics[:8])}{' ...' if len(topics) > 8 else ''}")
-        self.store.set("topics", topics)
-        return topics
-
-    def grow(self) -> int:
-        """Plant and grow round after round; returns the number of rounds."""
-        round_ = 0
-        while True:
-            trees = self.store.trees()
-            mine = [t for t in trees if t.round == round_]
-            if not mine:
-                mine = self._plan(round_, trees)
-                if not mine:
-                    break
-                self.store.plant(mine)
-            expected = sum(_expected(t, self.script.layers_per_turn) for t in mine)
-            label = "growing" if round_ == 0 else f"growing, round {round_ + 1}"
-            with task(label, round(expected), "nodes") as bar:
-                self.grower.run(mine, bar)
-            round_ += 1
-        if not sum(self.store.finished().values()):
-            dropped = self.store.totals().dropped
-            raise EngineError(
-                f"no dialogue survived: dropped {dropped}",
-                where="grow",
-                hint="look at the reasons; raise grow.answer.max_new_tokens if they are 'truncated', or loosen grow.screen",
-            )
-        return round_
-
-    def _plan(self, round_: int, trees: list[TreeRow]) -> list[TreeRow]:
-        """The trees of the next round, or none when the budget is met or the rounds are used up."""
-        wanted = self._missing(round_)
-        out: list[TreeRow] = []
-        for topic, by_depth in wanted.items():
-            total = sum(by_depth.values())
-            if not total:
-                continue
-            shape = shape_for(self.cfg.shape, self.cfg.turns, total)
-            if self.cfg.shape == "mixed-turns":
-                want = {k: n for k, n in by_depth.items() if n}
-            else:
-                depth = shape.depth // self.script.layers_per_turn
-                want = {depth: total if shape.independent else min(total, shape.capacity(0))}
-            name = self.topics[topic]
-            number = len(trees) + len(out)
-            out.append(TreeRow(number, topic, name, root_prompt(self.cfg, name), round_, shape, want))
-        return out
-
-    def _missing(self, round_: int) -> dict[int, dict[int, int]]:
-        """Topic -> turns -> dialogues still wanted."""
-        if round_ > self.cfg.refill_rounds:
-            return {}
-        finished = self.store.finished()
-        have = {i: sum(n for (t, _), n in finished.items() if t == i) for i in range(len(self.topics))}
-        total = _dialogues(self.cfg)
-        if total is None:
-            total = self._for_tokens(round_, sum(have.values()))
-        quota = quotas(self.cfg, self.topics, total)
-        out: dict[int, dict[int, int]] = {}
-        for i, share in enumerate(quota):
-            if self.cfg.shape == "mixed-turns":
-                goal = mixed_histogram(share)
-                done = {k: finished.get((i, k * self.script.layers_per_turn), 0) for k in goal}
-                out[i] = {k: max(0, n - done[k]) for k, n in goal.items()}
-            else:
-                out[i] = {0: max(0, share - have[i])}
-        return out
-
-    def _for_tokens(self, round_: int, have: int) -> int:
-        """Dialogues in all that the token budget is worth."""
-        budget = self.cfg.tokens or 0
-        grown = self.store.totals().tokens
-        if round_ == 0 or not have:
-            turns = 2.5 if self.cfg.shape == "mixed-turns" else self.cfg.turns
-            if isinstance(self.cfg.shape, list):
-                turns = len(self.cfg.shape) / self.script.layers_per_turn
-            answer = min(TOKENS_AN_ANSWER, self.cfg.answer.max_new_tokens[0])
-            return max(1, round(FIRST_ROUND * budget / (turns * (TOKENS_A_QUESTION + answer))))
-        if grown >= 0.98 * budget:
-            return have
-        return have + max(1, round((budget - grown) / (grown / have)))
+def _topics(
+    cfg: GrowConfig,
+    store: Store,
+    script: Script,
+    tokenizer: Any,
+    engine: Engine,
+    encoder: TextEncoder | None,
+    configured: list[str],
+    seed: int,
+) -> list[str]:
+    """The topics of this corpus; asked from the model once, then kept in the store."""
+    known: list[str] | None = store.get("topics")
+    if known is None:
+        known = configured
+        if cfg.ask_topics:
+            question = tokenizer(ASK_PROMPT.format(n=cfg.ask_topics), add_special_tokens=False)["input_ids"]
+            params = script.params(2)
+            if cfg.mode == "pretrain":
+                question = tokenizer("A list of different fields of knowledge:\n1.", add_special_tokens=False)[
+                    "input_ids"
+                ]
+            prompt = prompt_ids(script, None, [question])
+            known = ask_topics(engine, prompt, params.stop_token_ids, cfg.ask_topics, seed=seed, encoder=encoder)
+        store.put("topics", known)
+    return known
 
 
-def _expected(tree: TreeRow, layers_per_turn: int) -> float:
-    if len(tree.want) > 1:
-        return float(sum(k * layers_per_turn * n for k, n in tree.want.items()))
-    ((_, wanted),) = tree.want.items()
-    if tree.shape.independent:
-        return float(wanted * tree.shape.depth)
-    return expected_nodes(tree.shape.children, wanted)
+def _grow_rounds(cfg: GrowConfig, store: Store, script: Script, grower: Grower, topics: list[str]) -> int:
+    """Plant and grow, round after round, until the budget is met or the rounds are used up. Returns dialogues wanted."""
+    fixed = budget(cfg, topics)
+    rounds = cfg.refill_rounds + 1
+    if fixed is None:
+        rounds += 2  # a token budget is approached: the first rounds learn how long this model's dialogues are
+    elif cfg.dialogues == "all":
+        rounds = 1
+    planted = store.trees()
+    if not planted:
+        _warn(cfg, topics, fixed or 1)
+    round_ = max((t.round for t in planted), default=-1)
+    while True:
+        if round_ >= 0:
+            trees = store.trees()
+            with task("growing", round(sum(sum(layers_of(t, script.layers_per_turn)) for t in trees)), "nodes") as bar:
+                bar.skip(store.wanted_so_far())
+                grower.run(bar)
+        round_ += 1
+        if round_ >= rounds:
+            break
+        finished = store.finished()
+        target = fixed
+        if fixed is None:
+            assert cfg.tokens is not None
+            tokens = store.tokens_on_paths()
+            if tokens >= cfg.tokens:
+                break
+            target = next_target(cfg, topics, tokens, sum(finished.values()), script.layers_per_turn)
+        assert target is not None
+        if round_ and not finished:
+            break
+        wants = deficits(cfg, topics, target, finished, script.layers_per_turn)
+        if not wants:
+            break
+        store.plant(trees_for(cfg, topics, wants, len(store.trees()), round_))
+    return fixed or 0
 
 
-def _fill(
-    cfg: GrowConfig, store: Store, script: Script, engine: Engine, model: ResolvedModel, seed: int
-) -> None:
+def _warn(cfg: GrowConfig, topics: list[str], dialogues: int) -> None:
+    if isinstance(cfg.shape, list) and cfg.mode == "chat":
+        for text in warnings_for(cfg.shape, cfg.question.max_new_tokens, cfg.answer.max_new_tokens):
+            note(f"grow: unlike the paper's shapes, {text}")
+    if dialogues < len(topics):
+        note(f"grow: {dialogues} dialogues for {len(topics)} topics; {len(topics) - dialogues} topics get none")
+
+
+def _score(cfg: GrowConfig, store: Store, script: Script, model: ResolvedModel, engine: Engine, seed: int) -> None:
     from regrow.engines.choose import make_engine
-    from regrow.grow.logprobs import fill_topk
 
-    mark = [cfg.top_logprobs, cfg.top_logprobs_context]
-    if store.get("topk") != mark:
-        store.clear_topk()
-        store.set("topk", mark)
-    growing = cfg.top_logprobs_context == "growing"
-    roots = {t.tree: t.root if growing or cfg.keep_system else None for t in store.trees()}
     scorer = engine if engine.info.can_score else make_engine("transformers", model, seed=seed)
     try:
-        fill_topk(store, script, scorer, cfg.top_logprobs, roots)
+        leaves = sum(store.finished().values())
+        with task("scoring", leaves, "dialogues") as bar:
+            add_top_logprobs(store, script, scorer, cfg.top_logprobs, bar, context=cfg.top_logprobs_context)
     finally:
         if scorer is not engine:
             scorer.close()
 
 
-def _write(
-    cfg: GrowConfig, store: Store, out: Path, model: ResolvedModel, engine: Engine, seed: int, topics: list[str]
-) -> Counts:
-    trees = {t.tree: t for t in store.trees()}
-    leaves = list(store.leaf_ids())
-    paths: dict[str, int] = {}
-    for leaf in leaves:
-        for node in path_ids(leaf):
-            paths[node] = paths.get(node, 0) + 1
-
-    def nodes() -> Iterator[Node]:
-        for stored, topk in store.nodes():
-            n_paths = paths.get(stored.id, 0)
-            barren = stored.kept and not n_paths
-            logprobs = stored.token_logprobs
-            top_ids = top_logprobs = None
-            if topk is not None:
-                _, ids, values, close_ids, close_values = topk
-                top_ids = np.frombuffer(ids + close_ids, dtype="<i4").tolist()
-                top_logprobs = np.frombuffer(values + close_values, dtype="<f2").astype(np.float32).tolist()
-            yield Node(
-                id=stored.id,
-                parent=stored.parent,
-                tree=stored.tree,
-                topic=trees[stored.tree].name,
-                layer=stored.layer,
-                role=stored.role,
-                token_ids=list(stored.token_ids),
-                text=stored.text,
-                logprob=None if logprobs is None else float(np.sum(logprobs, dtype=np.float64)),
-                token_logprobs=None if logprobs is None else logprobs.tolist(),
-                finish=stored.finish,
-                kept=stored.kept and not barren,
-                reason=BARREN if barren else stored.reason,
-                seed=stored.seed,
-                n_paths=n_paths,
-                top_ids=top_ids,
-                top_logprobs=top_logprobs,
-            )
-
-    def dialogues() -> Iterator[Dialogue]:
-        for leaf in leaves:
-            ids = path_ids(leaf)
-            known = store.contents(ids)
-            tree = trees[int(leaf.split("/")[0][1:])]
-            n_tokens = sum(len(known[i][0]) for i in ids)
-            yield Dialogue(leaf, _messages(cfg, tree, [known[i][1] for i in ids]), ids, tree.name, tree.tree, n_tokens)
-
-    facts = {
+def _facts(cfg: GrowConfig, model: ResolvedModel, engine: Engine, seed: int, store: Store) -> dict[str, Any]:
+    facts: dict[str, Any] = {
         "model": model.name,
         "revision": model.revision,
-        "engine": f"{engine.info.name} {engine.info.version}, {engine.info.dtype}",
-        "shape": cfg.shape,
+        "engine": f"{engine.info.name} {engine.info.version} ({engine.info.dtype})",
         "seed": seed,
-        "topics": len(topics),
-        "top_logprobs": cfg.top_logprobs,
-        "config": cfg.model_dump(mode="json"),
-        "trees": [
-            {"tree": t.tree, "topic": t.name, "root": t.root, "children": list(t.shape.children), "want": t.want}
-            for t in trees.values()
-        ],
+        "shape": cfg.shape if isinstance(cfg.shape, str) else ",".join(map(str, cfg.shape)),
+        "questions": _sampling(
+            cfg.question.temperature, cfg.question.top_p, cfg.question.top_k, cfg.question.max_new_tokens
+        ),
+        "answers": _sampling(cfg.answer.temperature, cfg.answer.top_p, cfg.answer.top_k, cfg.answer.max_new_tokens),
+        "token log-probabilities": "yes"
+        if engine.info.gives_logprobs
+        else f"no: the engine {engine.info.name} gives none",
+        "topics": len(store.get("topics")),
+        "trees": len(store.trees()),
     }
-    try:
-        return write_corpus(out, nodes(), dialogues(), facts)
-    except OSError as error:
-        if error.errno == 28:
-            raise RunError(
-                "the disk is full; every grown node is safe in nodes.sqlite",
-                where=str(out),
-                hint="Free some space and run the same command again.",
-            ) from error
-        raise
+    if cfg.top_logprobs:
+        facts["top log-probabilities"] = f"k = {cfg.top_logprobs}, under the {cfg.top_logprobs_context} prompt"
+    return {**facts, "config": cfg.model_dump(mode="json")}
 
 
-def _messages(cfg: GrowConfig, tree: TreeRow, texts: list[str]) -> list[dict[str, Any]]:
-    if cfg.mode == "pretrain":
-        lead = [tree.root.strip()] if cfg.keep_system else []
-        return [{"role": "assistant", "content": "\n\n".join([*lead, *texts])}]
-    out = [{"role": "system", "content": tree.root}] if cfg.keep_system else []
-    return out + [{"role": "user" if i % 2 == 0 else "assistant", "content": t} for i, t in enumerate(texts)]
+def _sampling(temperature: float, top_p: float, top_k: int, cap: int | list[int]) -> str:
+    return f"temperature {temperature:g}, top-p {top_p:g}, top-k {top_k or 'off'}, at most {cap} tokens"
+
+
+def _write_trees(out: Path, store: Store) -> None:
+    import json
+
+    from regrow.rows.writers import atomic_write_text
+
+    trees = [
+        {
+            "tree": t.id, "topic": t.name, "root": t.root, "round": t.round, "shape": list(t.shape.children),
+            "independent": t.shape.independent, "wanted": {str(k): v for k, v in t.want.items()},
+        }
+        for t in store.trees()
+    ]  # fmt: skip
+    atomic_write_text(out / TREES, json.dumps(trees, indent=1, ensure_ascii=False) + "\n")
+
+
+# -- from the store to the corpus -----------------------------------------------------------------------------------
+
+
+def _nodes(store: Store, cfg: GrowConfig) -> Iterator[Node]:
+    """All nodes in order of id, bush by bush, so that paths can be counted without holding more than one bush."""
+    names = {t.tree: t.name for t in store.trees()}
+    bush: list[tuple[StoredNode, tuple[int, bytes, bytes] | None]] = []
+    at = ""
+    for node, top in store.nodes():
+        root = path_ids(node.id)[0]
+        if root != at and bush:
+            yield from _finish(bush, names, cfg)
+            bush = []
+        at = root
+        bush.append((node, top))
+    yield from _finish(bush, names, cfg)
+
+
+def _finish(
+    bush: list[tuple[StoredNode, tuple[int, bytes, bytes] | None]], names: Mapping[int, str], cfg: GrowConfig
+) -> Iterator[Node]:
+    through: dict[str, int] = {}
+    for node, _ in reversed(bush):
+        if node.leaf:
+            through[node.id] = 1
+        if node.id in through:
+            through[node.parent] = through.get(node.parent, 0) + through[node.id]
+    for node, top in bush:
+        n_paths = through.get(node.id, 0) if node.kept else 0
+        logprobs = node.token_logprobs
+        top_ids, top_logprobs = (None, None) if top is None or not cfg.top_logprobs else unpack(*top)
+        yield Node(
+            id=node.id,
+            parent=node.parent,
+            tree=node.tree,
+            topic=names[node.tree],
+            layer=node.layer,
+            role=node.role,
+            token_ids=list(node.token_ids),
+            text=node.text,
+            logprob=None if logprobs is None else float(logprobs.sum(dtype="float64")),
+            token_logprobs=None if logprobs is None else [float(x) for x in logprobs],
+            finish=node.finish,
+            kept=n_paths > 0,
+            reason=node.reason or (None if n_paths else BARREN),
+            seed=node.seed,
+            n_paths=n_paths,
+            top_ids=top_ids,
+            top_logprobs=top_logprobs,
+        )
+
+
+def _dialogues(store: Store, cfg: GrowConfig, script: Script, tokenizer: Any) -> Iterator[Dialogue]:
+    trees = {t.id: t for t in store.trees()}
+    for leaf in store.leaf_ids():
+        steps = path_ids(leaf)
+        tree = trees[leaf.split("/")[0]]
+        found = store.contents(steps)
+        contents = [found[step] for step in steps]
+        if cfg.mode == "pretrain":
+            ids = [i for content, _ in contents for i in content]
+            text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            messages = [{"role": "assistant", "content": (tree.root if cfg.keep_system else "") + text}]
+        else:
+            messages = [{"role": "system", "content": root_prompt(cfg, tree.name)}] if cfg.keep_system else []
+            messages += [{"role": script.role(i), "content": text} for i, (_, text) in enumerate(contents, 1)]
+        yield Dialogue(leaf, messages, steps, tree.name, tree.tree, sum(len(ids) for ids, _ in contents))

@@ -47,8 +47,7 @@ CREATE TABLE expansions(
     attempts INTEGER NOT NULL, tokens INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE drops(reason TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE topk(
-    id TEXT PRIMARY KEY, k INTEGER NOT NULL, ids BLOB NOT NULL, logprobs BLOB NOT NULL,
-    close_ids BLOB NOT NULL, close_logprobs BLOB NOT NULL);
+    id TEXT PRIMARY KEY, k INTEGER NOT NULL, ids BLOB NOT NULL, logprobs BLOB NOT NULL);
 """
 
 
@@ -251,7 +250,7 @@ class Store:
     def _set(self, key: str, value: Any) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value, sort_keys=True)))
 
-    def set(self, key: str, value: Any) -> None:
+    def put(self, key: str, value: Any) -> None:
         """Keep a JSON value under ``key``."""
         with self._writing():
             self._set(key, value)
@@ -352,16 +351,36 @@ class Store:
         )
         return {(topic, layer): n for topic, layer, n in rows}
 
+    def wanted_so_far(self) -> int:
+        """Children that the committed expansions were to give; what a progress bar counts."""
+        return int(self._db.execute("SELECT total(wanted) FROM expansions").fetchone()[0])
+
+    def tokens_on_paths(self) -> int:
+        """Tokens of the distinct nodes that lie on a complete dialogue.
+
+        Against the order of ids children come before their parents, so only the open ends of one branch are held.
+        """
+        tokens = 0
+        alive: set[str] = set()
+        for id_, parent, n, leaf in self._db.execute(
+            "SELECT id, parent, n_tokens, leaf FROM nodes WHERE kept = 1 ORDER BY id DESC"
+        ):
+            if leaf or id_ in alive:
+                alive.discard(id_)
+                alive.add(parent)
+                tokens += n
+        return tokens
+
     def leaf_ids(self) -> Iterator[str]:
         """Ids of the leaves, in order of id."""
         for (id_,) in self._db.execute("SELECT id FROM nodes WHERE leaf = 1 ORDER BY id"):
             yield id_
 
-    def nodes(self) -> Iterator[tuple[StoredNode, tuple[int, bytes, bytes, bytes, bytes] | None]]:
+    def nodes(self) -> Iterator[tuple[StoredNode, tuple[int, bytes, bytes] | None]]:
         """All nodes in order of id (a parent right before its descendants), with their top-k row where there is one."""
         rows = self._db.execute(
             "SELECT n.id, n.parent, n.tree, n.layer, n.role, n.token_ids, n.text, n.finish, n.kept, n.reason, n.seed, n.leaf, "
-            "n.token_logprobs, t.k, t.ids, t.logprobs, t.close_ids, t.close_logprobs "
+            "n.token_logprobs, t.k, t.ids, t.logprobs "
             "FROM nodes n LEFT JOIN topk t ON t.id = n.id ORDER BY n.id"
         )
         for r in rows:
@@ -371,7 +390,7 @@ class Store:
                     r[0], r[1], r[2], r[3], r[4], _ints(r[5]), r[6], r[7], bool(r[8]), r[9], r[10], bool(r[11]),
                     token_logprobs=logprobs,
                 ),
-                None if r[13] is None else (r[13], r[14], r[15], r[16], r[17]),
+                None if r[13] is None else (r[13], r[14], r[15]),
             )  # fmt: skip
 
     # -- top-k --------------------------------------------------------------------------------------------------
@@ -385,10 +404,10 @@ class Store:
             done.update(id_ for (id_,) in self._db.execute(f"SELECT id FROM topk WHERE id IN ({marks})", part))  # noqa: S608
         return [id_ for id_ in ids if id_ not in done]
 
-    def add_topk(self, rows: Sequence[tuple[str, int, bytes, bytes, bytes, bytes]]) -> None:
-        """Keep top-k rows ``(id, k, ids int32, logprobs float16, and both for the closing token)``."""
+    def add_topk(self, rows: Sequence[tuple[str, int, bytes, bytes]]) -> None:
+        """Keep top-k rows ``(id, k, ids int32, logprobs float16)``, flat, row-major, all or none."""
         with self._writing():
-            self._db.executemany("INSERT INTO topk VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT INTO topk VALUES (?, ?, ?, ?)", rows)
 
     def clear_topk(self) -> None:
         """Forget the top-k rows (k or the prompt in front of them changed)."""

@@ -1,22 +1,24 @@
 """Tree Generation: the model plays user and assistant, branch by branch (arXiv 2406.11354, section 3).
 
-Layer by layer over all trees at once. A parent's prompt is the token ids of its path with the markers between them; its
-candidates are sampled, screened, and thinned by MMR to the children that the plan wants; parent and children are one
-transaction. All randomness of a parent comes from the run's seed and its own path, so neither the order in which an
-engine finishes nor a restart changes what is grown.
+Layer by layer over all trees at once, in large batches. A parent's prompt is the token ids of its path with the markers
+between them; its candidates are sampled, screened, and thinned by MMR to the children that the plan wants; the children and
+the mark that their parent is done are one transaction. All randomness of a parent comes from the run's seed and its own
+path, so neither the order in which an engine finishes nor a restart changes what is grown.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from regrow.engines.base import Completion, Engine, Request
+from regrow.engines.base import Completion, Engine, Finish, Request
 from regrow.grow.config import GrowConfig
 from regrow.grow.mmr import mmr
 from regrow.grow.plan import Want, node_seed, redistribute, split
@@ -26,37 +28,51 @@ from regrow.grow.store import Expansion, Store, StoredNode, TreeRow
 from regrow.grow.topics import TextEncoder
 from regrow.progress import Task
 
-LONGEST_TREE_PATH = 512
+
+@dataclass(slots=True)
+class Candidate:
+    """One sampled turn. ``number`` counts the candidates of its parent over all attempts."""
+
+    number: int
+    token_ids: list[int]
+    text: str
+    finish: Finish
+    logprobs: npt.NDArray[np.float32] | None
+    seed: int
+    reason: str | None = None
 
 
 @dataclass(slots=True)
-class _Parent:
-    """A parent being expanded. ``unit`` names the expansion, ``base`` begins its children's ids."""
+class Parent:
+    """A parent being expanded.
+
+    Attributes:
+        unit: Name of the expansion in the store.
+        id: The parent's own id; its children's ids begin with it.
+        layer: Of the parent; 0 for a root.
+        shares: What is wanted below each child.
+        prompt: Token ids to sample from.
+        anchor: What candidates should be relevant to: the topic sentence, or what the parent said.
+        slot: For independent dialogues, the number of the one child.
+    """
 
     unit: str
-    base: str
+    id: str
     tree: TreeRow
     layer: int
-    want: Want
-    contents: list[list[int]]
-    text: str
-    first_child: int = 0
-    shares: list[Want] = field(default_factory=list)
-    survivors: list[_Candidate] = field(default_factory=list)
-    dropped: list[StoredNode] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
+    shares: list[Want]
+    prompt: tuple[int, ...]
+    anchor: str
+    slot: int | None = None
     attempts: int = 0
+    missing: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
 
     @property
-    def needed(self) -> int:
-        return len(self.shares)
-
-
-@dataclass(slots=True)
-class _Candidate:
-    completion: Completion
-    text: str
-    seed: int
+    def key(self) -> str:
+        """Where it stands in the tree, for engines that sort by prefix and for seeds."""
+        return self.id if self.slot is None else f"{self.id}/{self.slot}"
 
 
 class Grower:
@@ -65,11 +81,12 @@ class Grower:
     Args:
         config: Settings.
         store: Where everything goes.
-        script: Roles and markers.
+        script: Roles, markers, sampling parameters by layer.
         engine: What samples.
         screen: What makes a candidate unfit.
-        encoder: For MMR; None takes candidates in the order they were sampled.
+        encoder: For MMR; None keeps candidates in the order in which they were sampled.
         seed: The run's.
+        tokenizer: Of the model.
     """
 
     def __init__(
@@ -85,196 +102,231 @@ class Grower:
     ) -> None:
         self.config, self.store, self.script, self.engine = config, store, script, engine
         self.screen, self.encoder, self.seed, self.tokenizer = screen, encoder, seed, tokenizer
+        self._blank: dict[int, bool] = {}
+        self._sampled = self._kept = self._dropped = 0
 
-    def run(self, trees: Sequence[TreeRow], bar: Task) -> None:
-        """Expand these trees to their leaves; what is expanded already is left alone."""
-        by_number = {t.tree: t for t in trees}
-        for batch in self._batches(self._roots(trees)):
-            self._expand(batch, bar)
-        for layer in range(1, max(t.shape.depth for t in trees)):
-            for batch in self._batches(self._open(by_number, layer)):
-                self._expand(batch, bar)
+    def run(self, bar: Task) -> None:
+        """Expand every planted tree to its leaves; what is expanded already is left alone.
 
-    # -- what is to be expanded -----------------------------------------------------------------------------------
+        Raises:
+            EngineError: The engine failed; everything committed stays.
+            RunError: The disk is full; likewise.
+        """
+        trees = {t.tree: t for t in self.store.trees()}
+        self._expand(self._roots(trees.values()), bar)
+        for layer in range(1, max(t.shape.depth for t in trees.values())):
+            self._expand(self._open(trees, layer), bar)
 
-    def _roots(self, trees: Sequence[TreeRow]) -> Iterator[_Parent]:
+    # -- what is to be expanded ---------------------------------------------------------------------------------
+
+    def _split(self, tree: TreeRow, unit: str, layer: int, want: Want) -> list[Want]:
+        rng = np.random.default_rng(node_seed(self.seed, unit, "split"))
+        return split(tree.shape, layer, want, rng, self.script.layers_per_turn)
+
+    def _roots(self, trees: Iterable[TreeRow]) -> Iterator[Parent]:
         for tree in trees:
             unit = f"root/{tree.id}"
+            prompt = self.script.opening(tree.root)
+            anchor = topic_sentence(self.config, tree.name)
             if not tree.shape.independent:
                 if not self.store.is_expanded(unit):
-                    yield _Parent(unit, tree.id, tree, 0, tree.want, [], "")
+                    yield Parent(unit, tree.id, tree, 0, self._split(tree, unit, 0, tree.want), prompt, anchor)
                 continue
             # Independent dialogues: each first question is a draw of its own, with no siblings to be chosen among.
             done = self.store.expanded_units(unit)
             ((turns, wanted),) = tree.want.items()
-            for i in range(wanted):
-                if f"{unit}/{i}" not in done:
-                    yield _Parent(f"{unit}/{i}", tree.id, tree, 0, {turns: 1}, [], "", first_child=i)
+            for slot in range(wanted):
+                if f"{unit}/{slot}" not in done:
+                    yield Parent(f"{unit}/{slot}", tree.id, tree, 0, [{turns: 1}], prompt, anchor, slot)
 
-    def _open(self, trees: dict[int, TreeRow], layer: int) -> Iterator[_Parent]:
+    def _open(self, trees: dict[int, TreeRow], layer: int) -> Iterator[Parent]:
         after = ""
-        while nodes := self.store.open_nodes(layer, after, self.config.batch_nodes):
-            after = nodes[-1][0]
-            mine = [(id_, trees[tree], want) for id_, tree, want in nodes if tree in trees]
-            known = self.store.contents([p for id_, _, _ in mine for p in path_ids(id_)])
-            for id_, tree, want in mine:
-                path = [known[p] for p in path_ids(id_)]
-                yield _Parent(id_, id_, tree, layer, want, [ids for ids, _ in path], path[-1][1])
+        while page := self.store.open_nodes(layer, after, self.config.batch_nodes):
+            after = page[-1][0]
+            known = self.store.contents([step for id_, _, _ in page for step in path_ids(id_)])
+            for id_, number, want in page:
+                path = [known[step] for step in path_ids(id_)]
+                tree = trees[number]
+                prompt = prompt_ids(self.script, tree.root, [ids for ids, _ in path])
+                yield Parent(id_, id_, tree, layer, self._split(tree, id_, layer, want), prompt, path[-1][1])
 
-    def _batches(self, parents: Iterator[_Parent]) -> Iterator[list[_Parent]]:
-        batch: list[_Parent] = []
+    # -- expanding ----------------------------------------------------------------------------------------------
+
+    def _expand(self, parents: Iterator[Parent], bar: Task) -> None:
+        """Sample, screen, choose, commit. Parents that are short of children join a later batch, ahead of new ones."""
+        short: deque[Parent] = deque()
+        while batch := self._batch(parents, short):
+            requests = [self._request(parent) for parent in batch]
+            again: list[Parent] = []
+            for index, completions in self.engine.sample(requests):
+                parent = batch[index]
+                self._sift(parent, requests[index].seed, completions)
+                chosen, similar = self._choose(parent)
+                if len(chosen) < len(parent.shares) and parent.attempts <= self.config.retries:
+                    parent.missing = len(parent.shares) - len(chosen)
+                    again.append(parent)
+                else:
+                    self._commit(parent, chosen, similar, bar)
+            short.extend(sorted(again, key=lambda p: p.key))
+
+    def _batch(self, parents: Iterator[Parent], short: deque[Parent]) -> list[Parent]:
+        batch: list[Parent] = []
         size = 0
-        for parent in parents:
-            rng = np.random.default_rng(node_seed(self.seed, parent.unit, "split"))
-            parent.shares = (
-                [parent.want]
-                if parent.tree.shape.independent
-                else split(parent.tree.shape, parent.layer, parent.want, rng, self.script.layers_per_turn)
-            )
+        while size < self.config.batch_nodes:
+            parent = short.popleft() if short else next(parents, None)
+            if parent is None:
+                break
             batch.append(parent)
-            size += self._ask(parent, parent.needed)
-            if size >= self.config.batch_nodes:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
+            size += self._ask(parent)
+        return batch
 
-    # -- expanding ------------------------------------------------------------------------------------------------
-
-    def _ask(self, parent: _Parent, needed: int) -> int:
-        """Candidates to sample for ``needed`` children."""
+    def _ask(self, parent: Parent) -> int:
+        """Candidates to sample at once."""
         if parent.tree.shape.independent:
             return 1
-        return math.ceil(self.config.oversample * needed)
+        return math.ceil(self.config.oversample * (parent.missing or len(parent.shares)))
 
-    def _expand(self, parents: list[_Parent], bar: Task) -> None:
-        """Sample, screen and commit; a parent is committed as soon as it has its children or its tries are used up."""
-        waiting = parents
-        while waiting:
-            requests = [self._request(p) for p in waiting]
-            short: list[_Parent] = []
-            for index, completions in self.engine.sample(requests):
-                parent = waiting[index]
-                self._sift(parent, requests[index].seed, completions)
-                parent.attempts += 1
-                if len(parent.survivors) < parent.needed and parent.attempts <= self.config.retries:
-                    short.append(parent)
-                else:
-                    self._commit(parent, bar)
-            waiting = sorted(short, key=lambda p: p.unit)
+    def _request(self, parent: Parent) -> Request:
+        seed = node_seed(self.seed, parent.key if parent.slot is None else parent.unit, "sample", parent.attempts)
+        return Request(parent.key, parent.prompt, self._ask(parent), seed, self.script.params(parent.layer + 1))
 
-    def _request(self, parent: _Parent) -> Request:
+    def _sift(self, parent: Parent, seed: int, completions: Sequence[Completion]) -> None:
+        """Note the candidates of one attempt, each with the reason that makes it unfit."""
+        parent.attempts += 1
         layer = parent.layer + 1
-        missing = parent.needed - len(parent.survivors)
-        return Request(
-            key=parent.unit,
-            prompt_ids=prompt_ids(self.script, parent.tree.root, parent.contents),
-            n=self._ask(parent, missing),
-            seed=node_seed(self.seed, parent.unit, "sample", parent.attempts),
-            params=self.script.params(layer),
-        )
-
-    def _sift(self, parent: _Parent, seed: int, completions: Sequence[Completion]) -> None:
-        role = self.script.role(parent.layer + 1)
+        role = self.script.role(layer)
         for completion in completions:
-            trimmed = False
-            if completion.finish == "length" and role != "user" and self.config.truncated == "trim":
-                trimmed = self._trim(completion)
-            text = completion.text.strip()
-            reason = self.screen.reason(text, completion.token_ids, completion.finish, role, trimmed=trimmed)
-            form = normal_form(text)
-            if reason is None and form in parent.seen:
-                reason = DUPLICATE
-            candidate = _Candidate(completion, text, seed)
-            if reason is None:
+            self._sampled += len(completion.token_ids)
+            candidate = Candidate(
+                len(parent.candidates),
+                list(completion.token_ids),
+                completion.text,
+                completion.finish,
+                completion.logprobs,
+                seed,
+            )
+            # A stretch of plain text is meant to be cut at its cap; it goes on in the next layer.
+            whole = role == "text" and layer < parent.tree.shape.depth
+            if candidate.finish == "length" and role != "user" and not whole and self.config.truncated == "trim":
+                whole = self._trim(candidate)
+            if role != "text":
+                self._strip(candidate)
+            candidate.reason = self.screen.reason(
+                candidate.text.strip(), candidate.token_ids, candidate.finish, role, trimmed=whole
+            )
+            form = normal_form(candidate.text)
+            if candidate.reason is None and form in parent.seen:
+                candidate.reason = DUPLICATE
+            if candidate.reason is None:
                 parent.seen.add(form)
-                parent.survivors.append(candidate)
-            else:
-                parent.dropped.append(self._node(parent, candidate, reason))
+            parent.candidates.append(candidate)
 
-    def _trim(self, completion: Completion) -> bool:
-        """Cut a completion back to its last whole sentence; False when it has none."""
-        ids = completion.token_ids
-        for end in range(len(ids), 0, -1):
-            text = self.tokenizer.decode(ids[:end], skip_special_tokens=False)
-            if ends_a_sentence(text):
-                completion.token_ids, completion.text = ids[:end], text
-                if completion.logprobs is not None:
-                    completion.logprobs = completion.logprobs[:end]
+    def _strip(self, candidate: Candidate) -> None:
+        """Take blank tokens off both ends: they are not part of what was said, and templates strip them too."""
+        ids = candidate.token_ids
+        start, end = 0, len(ids)
+        while end > start and self._is_blank(ids[end - 1]):
+            end -= 1
+        while start < end and self._is_blank(ids[start]):
+            start += 1
+        if (start, end) != (0, len(ids)):
+            self._cut(candidate, start, end)
+        candidate.text = candidate.text.strip()
+
+    def _is_blank(self, token_id: int) -> bool:
+        if token_id not in self._blank:
+            self._blank[token_id] = not self._decode([token_id]).strip()
+        return self._blank[token_id]
+
+    def _trim(self, candidate: Candidate) -> bool:
+        """Cut a candidate that met its cap back to its last whole sentence; False when it has none."""
+        for end in range(len(candidate.token_ids), 0, -1):
+            if ends_a_sentence(self._decode(candidate.token_ids[:end])):
+                self._cut(candidate, 0, end)
                 return True
         return False
 
-    def _choose(self, parent: _Parent) -> list[_Candidate]:
-        """The children among the survivors; the rest is recorded as dropped."""
-        survivors = parent.survivors
-        if self.encoder is None or parent.tree.shape.independent or len(survivors) < 2:
-            picked, similar = list(range(min(parent.needed, len(survivors)))), set()
-        else:
-            anchor = topic_sentence(self.config, parent.tree.name) if parent.layer == 0 else parent.text
-            vectors = self.encoder.encode([anchor, *(c.text for c in survivors)])
-            picked, similar = mmr(
-                vectors[1:],
-                vectors[0],
-                parent.needed,
-                lam=self.config.mmr_lambda,
-                max_similarity=self.config.max_similarity,
-            )
-        for i, candidate in enumerate(survivors):
-            if i not in picked:
-                parent.dropped.append(self._node(parent, candidate, TOO_SIMILAR if i in similar else SURPLUS))
-        return [survivors[i] for i in picked]
+    def _cut(self, candidate: Candidate, start: int, end: int) -> None:
+        candidate.token_ids = candidate.token_ids[start:end]
+        candidate.text = self._decode(candidate.token_ids)
+        if candidate.logprobs is not None:
+            candidate.logprobs = candidate.logprobs[start:end]
 
-    def _commit(self, parent: _Parent, bar: Task) -> None:
-        children = self._choose(parent)
-        rng = np.random.default_rng(node_seed(self.seed, parent.unit, "redistribute"))
-        shares = parent.shares[: len(children)]
-        if not parent.tree.shape.independent:
-            lost = parent.shares[len(children) :]
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def _choose(self, parent: Parent) -> tuple[list[Candidate], set[int]]:
+        """The children among the fit candidates, in MMR's order, and the numbers of those that are too similar."""
+        fit = [c for c in parent.candidates if c.reason is None]
+        needed = len(parent.shares)
+        if self.encoder is None or len(fit) < 2 or parent.tree.shape.independent:
+            return fit[:needed], set()
+        vectors = self.encoder.encode([parent.anchor, *(c.text for c in fit)])
+        picked, similar = mmr(
+            vectors[1:], vectors[0], needed, lam=self.config.mmr_lambda, max_similarity=self.config.max_similarity
+        )
+        return [fit[i] for i in picked], {fit[i].number for i in similar}
+
+    def _commit(self, parent: Parent, chosen: list[Candidate], similar: set[int], bar: Task) -> None:
+        lost = parent.shares[len(chosen) :]
+        shares = parent.shares[: len(chosen)]
+        if lost and parent.slot is None:
+            rng = np.random.default_rng(node_seed(self.seed, parent.unit, "redistribute"))
             shares = redistribute(parent.tree.shape, parent.layer, shares, lost, rng, self.script.layers_per_turn)
         nodes = [
-            self._node(parent, child, None, id_=f"{parent.base}/{parent.first_child + i}", want=share)
-            for i, (child, share) in enumerate(zip(children, shares, strict=True))
+            self._kept_node(parent, child, f"{parent.id}/{i if parent.slot is None else parent.slot}", share)
+            for i, (child, share) in enumerate(zip(chosen, shares, strict=True))
         ]
-        for i, node in enumerate(parent.dropped):
-            node.id = f"{parent.base}/{f'{parent.first_child}.' if parent.tree.shape.independent else ''}x{i}"
-        tokens = sum(len(n.token_ids) for n in nodes)
-        dropped = Counter(n.reason for n in parent.dropped if n.reason)
+        taken = {c.number for c in chosen}
+        at = "x" if parent.slot is None else f"x{parent.slot}."
+        for c in parent.candidates:
+            if c.number not in taken:
+                reason = c.reason or (TOO_SIMILAR if c.number in similar else SURPLUS)
+                nodes.append(self._node(parent, c, f"{parent.id}/{at}{c.number}", reason))
+        dropped = Counter(n.reason for n in nodes if n.reason)
+        sampled = sum(len(c.token_ids) for c in parent.candidates)
         self.store.commit(
-            Expansion(parent.unit, nodes + parent.dropped, parent.needed, parent.attempts, tokens, dict(dropped))
+            Expansion(
+                parent.unit,
+                nodes,
+                len(parent.shares),
+                parent.attempts,
+                sampled,
+                {str(r): n for r, n in dropped.items()},
+            )
         )
-        drops = int(bar.stats.get("dropped", 0)) + len(parent.dropped)
-        total = int(bar.stats.get("tokens", 0)) + tokens
-        import time
+        self._kept += len(chosen)
+        self._dropped += len(nodes) - len(chosen)
+        speed = self._sampled / max(1e-9, time.monotonic() - bar.started)
+        bar.advance(len(parent.shares), tokens=self._sampled, tok_s=speed, kept=self._kept, dropped=self._dropped)
 
-        spent = max(1e-9, time.monotonic() - bar.started)
-        bar.advance(len(nodes), tokens=total, dropped=drops, tok_s=total / spent)
+    def _kept_node(self, parent: Parent, candidate: Candidate, id_: str, share: Want) -> StoredNode:
+        node = self._node(parent, candidate, id_, None)
+        # A text that ended by itself cannot go on, whatever was planned below it.
+        ended = node.role == "text" and candidate.finish == "stop"
+        node.leaf = ended or all(turns * self.script.layers_per_turn == node.layer for turns in share)
+        node.want = None if node.leaf else share
+        return node
 
-    def _node(
-        self, parent: _Parent, candidate: _Candidate, reason: str | None, *, id_: str = "", want: Want | None = None
-    ) -> StoredNode:
-        layer = parent.layer + 1
-        leaf = False
-        if want is not None:
-            leaf = set(want) == {layer / self.script.layers_per_turn}
+    def _node(self, parent: Parent, candidate: Candidate, id_: str, reason: str | None) -> StoredNode:
         return StoredNode(
             id=id_,
-            parent=parent.base,
+            parent=parent.id,
             tree=parent.tree.tree,
-            layer=layer,
-            role=self.script.role(layer),
-            token_ids=candidate.completion.token_ids,
+            layer=parent.layer + 1,
+            role=self.script.role(parent.layer + 1),
+            token_ids=candidate.token_ids,
             text=candidate.text,
-            finish=candidate.completion.finish,
+            finish=candidate.finish,
             kept=reason is None,
             reason=reason,
             seed=candidate.seed,
-            leaf=leaf,
-            want=None if leaf else want,
-            token_logprobs=candidate.completion.logprobs,
+            token_logprobs=candidate.logprobs,
         )
 
 
 def path_ids(node_id: str) -> list[str]:
-    """Ids of the nodes from layer 1 down to this one: ``t0/4/1`` -> ``t0/4``, ``t0/4/1``."""
+    """Ids of the nodes from layer 1 down to this one: ``t00/4/1`` -> ``t00/4``, ``t00/4/1``."""
     parts = node_id.split("/")
     return ["/".join(parts[: i + 1]) for i in range(1, len(parts))]
