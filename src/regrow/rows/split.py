@@ -85,7 +85,8 @@ def split_rows(rows: Sequence[Row], test_size: float | int, seed: int) -> tuple[
         if len(held) + len(group) <= wanted:
             held += group
     if not held:
-        held = list(min(ordered, key=lambda g: len(g)))
+        smallest: list[int] = min(ordered, key=len)
+        held = list(smallest)
     if len(held) == len(rows):  # every group fits only when wanted >= len(rows), refused above
         raise AssertionError("nothing is left to train on")
     chosen = set(held)
