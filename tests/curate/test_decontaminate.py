@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regrow.curate.decontaminate import BOILERPLATE_ITEMS, EmbeddingIndex, NgramIndex, probes
+from regrow.curate.decontaminate import BOILERPLATE_ITEMS, EmbeddingIndex, NgramIndex, own_probes, probes
 from regrow.evaluate.items import Item
 from regrow.rows.row import Row
 
@@ -29,7 +29,7 @@ ITEMS = [
 
 
 def hit(text: str, items: Sequence[Item] = ITEMS, ngram: int = 13, rows: Sequence[Row] = ()) -> str | None:
-    found = NgramIndex(probes(items, rows), ngram).find(text)
+    found = NgramIndex([*probes(items), *own_probes(rows)], ngram).find(text)
     return found.item_id if found else None
 
 
@@ -81,7 +81,7 @@ def test_a_suites_template_is_no_item() -> None:
     assert hit(template.format("subject number 3"), items) == "q3"
 
 
-def test_held_out_rows_count_as_items() -> None:
+def test_your_questions_count_as_items() -> None:
     row = Row("mine-7", [{"role": "user", "content": "How do I reset the blue pump?"},
                          {"role": "assistant", "content": "Hold the two upper buttons."}])  # fmt: skip
     assert hit("How do I reset the blue pump", rows=[row]) == "mine-7"
@@ -110,3 +110,29 @@ def test_embedding_compares_questions_with_questions() -> None:
     assert other is None
     assert index.find(same, "answered")[0] is None
     assert EmbeddingIndex([], encoder, 0.9).find(same, "question") == [None, None]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    from regrow.models.embed import load_encoder
+
+    return load_encoder("minilm")
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        ("Which city is the capital of Mongolia?", "capital"),
+        ("Can you tell me what Mongolia's capital city is?", "capital"),
+        ("What is the capital of Mali?", None),
+        ("Which animals live in the steppes of Mongolia?", None),
+        ("How do I bake bread without yeast?", None),
+    ],
+)
+def test_the_sentence_encoder_finds_paraphrases(minilm, question: str, wanted: str | None) -> None:
+    from regrow.curate.config import CurateConfig
+
+    threshold = CurateConfig().embedding_threshold
+    assert threshold is not None
+    [found] = EmbeddingIndex(probes(ITEMS), minilm, threshold).find(minilm.encode([question]), "question")
+    assert (found.item_id if found else None) == wanted

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from regrow.section import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
+DIALOGUE_TOKENS = 256
+"""Tokens of a grown dialogue, for planning only: a question and an answer at their usual caps."""
 Cosine = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -67,3 +69,18 @@ class CurateConfig(Section):
     holdout_per_bush: int = Field(default=4, ge=1)
     """Dialogues of one held-out bush that become evaluation items. Paths of one bush share their beginning, so many of
     them would be one measurement counted many times; the others are held out as well and evaluated nowhere."""
+
+    @field_validator("holdout_dialogues")
+    @classmethod
+    def _number_or_share(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value >= 1:
+            if not value.is_integer():
+                raise ValueError("a number of dialogues is an integer, a share is below 1")
+            return int(value)
+        return value
+
+    @property
+    def holdout_tokens(self) -> int:
+        """Tokens to grow on top of what the mix needs when a number of dialogues is held out: an estimate, as nothing
+        is grown yet. 0 for a share, which the spare that is grown anyway covers."""
+        return 0 if isinstance(self.holdout_dialogues, float) else self.holdout_dialogues * DIALOGUE_TOKENS

@@ -52,21 +52,21 @@ class Probe:
     text: str
 
 
-def probes(items: Iterable[Item], heldout_rows: Iterable[Row] = ()) -> list[Probe]:
-    """The texts of evaluation items (`Item.texts`) and of the user's held-out rows (questions, and with answers)."""
+def probes(items: Iterable[Item]) -> list[Probe]:
+    """The texts of evaluation items, as `Item.texts` gives them."""
     out = []
     for item in items:
         for kind, text in zip(("question", "answered"), item.texts(), strict=False):
             out.append(Probe(item.id, item.suite, kind, text))
-    for row in heldout_rows:
-        question = ""
-        for message in row.messages:
-            text = _plain(message["content"])
-            if message["role"] == "user":
-                question = text
-                out.append(Probe(row.id, "heldout", "question", text))
-            elif message["role"] == "assistant":
-                out.append(Probe(row.id, "heldout", "answered", f"{question}\n{text}" if question else text))
+    return [p for p in out if p.text.strip()]
+
+
+def own_probes(rows: Iterable[Row]) -> list[Probe]:
+    """What the user's rows ask: their user turns, and the whole of rows that are plain text."""
+    out = []
+    for row in rows:
+        asked = [m for m in row.messages if m["role"] == "user"] or row.messages
+        out += [Probe(row.id, "your data", "question", _plain(m["content"])) for m in asked]
     return [p for p in out if p.text.strip()]
 
 

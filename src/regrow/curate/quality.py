@@ -67,19 +67,19 @@ def judge(
     """
     if role == "assistant":
         if n_tokens < cfg.min_answer_tokens:
-            return Verdict("answer_too_short", {"tokens": n_tokens})
+            return Verdict("answer too short", {"tokens": n_tokens})
         if cfg.max_answer_tokens is not None and n_tokens > cfg.max_answer_tokens:
-            return Verdict("answer_too_long", {"tokens": n_tokens})
+            return Verdict("answer too long", {"tokens": n_tokens})
     if (share := alphanumeric_share(text)) < cfg.min_alphanumeric:
         return Verdict("symbols", {"alphanumeric": round(share, 4)})
     if (share := repeated_share(text)) > cfg.max_repeated_ngrams:
         return Verdict("repetition", {"repeated": round(share, 4)})
     if role == "assistant":
         if question and (share := copied_share(question, text)) > cfg.max_question_copy:
-            return Verdict("copies_question", {"copied": round(share, 4)})
+            return Verdict("copies question", {"copied": round(share, 4)})
         if mean_logprob is not None:
             if cfg.min_mean_logprob is not None and mean_logprob < cfg.min_mean_logprob:
-                return Verdict("logprob_low", {"mean_logprob": round(mean_logprob, 4)})
+                return Verdict("logprob low", {"mean_logprob": round(mean_logprob, 4)})
             if cfg.max_mean_logprob is not None and mean_logprob > cfg.max_mean_logprob:
-                return Verdict("logprob_high", {"mean_logprob": round(mean_logprob, 4)})
+                return Verdict("logprob high", {"mean_logprob": round(mean_logprob, 4)})
     return None
