@@ -39,10 +39,12 @@ class Item:
 
     def texts(self) -> list[str]:
         """The texts that must not occur in a training corpus (for decontamination): question, and question + answer."""
-        said = [m["content"] for m in self.messages if m["role"] != "system" and isinstance(m["content"], str)]
-        question = "\n".join(said)
+        asked = [m["content"] for m in self.messages if m["role"] == "user" and isinstance(m["content"], str)]
+        said = [m["content"] for m in self.messages if m["role"] == "assistant" and isinstance(m["content"], str)]
         answer = self.choices[self.answer_index] if self.choices else (self.answers[0] if self.answers else "")
-        return [question, f"{question}\n{answer}"] if answer else [question]
+        answered = " ".join([*said, answer]).strip()
+        question = "\n".join(asked)
+        return [question, f"{question}\n{answered}".strip()] if answered else [question]
 
 
 @dataclass(slots=True)

@@ -1,0 +1,150 @@
+"""Paired statistics over items: bootstrap intervals, McNemar's test, power, recovery.
+
+All arms of a suite are resampled with the same draws, so differences and ratios between arms stay paired.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_CELLS = 4_000_000
+"""Resample counts held at once (32 MB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def bootstrap_means(values: npt.ArrayLike, resamples: int, seed: int) -> Floats:
+    """Means of resampled items.
+
+    Args:
+        values: ``(n, k)``: n items, k quantities measured on each (metrics, arms). A vector counts as ``(n, 1)``.
+        resamples: Number of resamples b.
+        seed: Same seed and n, same resamples, whatever k is.
+
+    Returns:
+        ``(b, k)``. Each row is the mean over one resample of n items with replacement; all columns use the same one.
+
+    Raises:
+        ValueError: No items.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim == 1:
+        table = table[:, None]
+    n = len(table)
+    if n == 0:
+        raise ValueError("no items to resample")
+    rng = np.random.default_rng(seed)
+    out = np.empty((resamples, table.shape[1]))
+    step = max(1, _CELLS // n)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        picks = rng.integers(0, n, (rows, n))
+        picks += np.arange(rows)[:, None] * n
+        counts = np.bincount(picks.ravel(), minlength=rows * n).reshape(rows, n)
+        out[start : start + rows] = counts.astype(np.float64) @ table / n
+    return out
+
+
+def percentile_interval(value: float, draws: npt.ArrayLike, confidence: float) -> Interval:
+    """The percentile interval (Efron & Tibshirani 1993, ch. 13) of bootstrap ``draws`` around an estimate."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.asarray(draws, dtype=np.float64), [tail, 1 - tail])
+    # A constant column comes out of the matrix product with rounding; an interval must not exclude its estimate by it.
+    eps = 1e-12 * max(1.0, abs(value))
+    low, high = float(low), float(high)
+    return Interval(float(value), value if abs(low - value) < eps else low, value if abs(high - value) < eps else high)
+
+
+def mean_interval(
+    values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """The mean of items and its bootstrap interval."""
+    table = np.asarray(values, dtype=np.float64)
+    return percentile_interval(float(table.mean()), bootstrap_means(table, resamples, seed)[:, 0], confidence)
+
+
+def paired_difference(
+    after: npt.ArrayLike, before: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean of ``after - before`` item by item, with its bootstrap interval over items."""
+    diff = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    return mean_interval(diff, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def bootstrap_p(draws: npt.ArrayLike) -> float:
+    """Two-sided p-value of "the difference is zero" from bootstrap draws of it.
+
+    Twice the smaller share of draws on one side of zero, with one draw added to either side (Davison & Hinkley 1997,
+    eq. 4.11), so it is never 0 and 1 when all draws are zero.
+    """
+    table = np.asarray(draws, dtype=np.float64)
+    side = min(int((table <= 0).sum()), int((table >= 0).sum()))
+    return min(1.0, 2 * (1 + side) / (len(table) + 1))
+
+
+def mcnemar_exact(after: npt.ArrayLike, before: npt.ArrayLike) -> float:
+    """Exact two-sided p-value of McNemar's test (Psychometrika 12, 1947) on paired 0/1 results.
+
+    Only items on which the two differ count; under the null hypothesis each goes either way with probability 1/2.
+    """
+    a, b = np.asarray(after) > 0.5, np.asarray(before) > 0.5
+    won, lost = int((a & ~b).sum()), int((~a & b).sum())
+    n = won + lost
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(min(won, lost) + 1))
+    return min(1.0, float(2 * tail / 2**n) if n < 1000 else math.exp(math.log(2 * tail) - n * math.log(2)))
+
+
+def minimum_detectable_difference(
+    differences: npt.ArrayLike, *, confidence: float = 0.95, power: float = 0.8
+) -> float | None:
+    """The smallest mean difference that this many items find with the given power, from the spread of the differences.
+
+    ``(z_{(1+confidence)/2} + z_power) * sd / sqrt(n)``, the normal approximation. None for fewer than two items.
+    """
+    diff = np.asarray(differences, dtype=np.float64)
+    if len(diff) < 2:
+        return None
+    normal = NormalDist()
+    z = normal.inv_cdf((1 + confidence) / 2) + normal.inv_cdf(power)
+    return float(z * diff.std(ddof=1) / math.sqrt(len(diff)))
+
+
+def recovery_interval(arm: npt.ArrayLike, sft: npt.ArrayLike, base: npt.ArrayLike, confidence: float,
+                      draws: tuple[Floats, Floats, Floats]) -> Interval:  # fmt: skip
+    """Share of plain SFT's loss that an arm does not have: (arm - sft) / (base - sft).
+
+    Args:
+        arm, sft, base: ``(n,)`` values of the same items. Only meaningful when base and sft differ significantly.
+        confidence: Level of the interval.
+        draws: Bootstrap means of the three, from the same resamples. Numerator and denominator vary together.
+
+    Raises:
+        ValueError: Plain SFT has the base's mean; the ratio does not exist.
+    """
+    a, s, b = (float(np.mean(np.asarray(x, dtype=np.float64))) for x in (arm, sft, base))
+    if b == s:
+        raise ValueError("base and plain SFT have the same mean; recovery is undefined")
+    top, bottom = draws[0] - draws[1], draws[2] - draws[1]
+    ratio = top[bottom != 0] / bottom[bottom != 0]
+    return percentile_interval((a - s) / (b - s), ratio, confidence)

@@ -1,0 +1,1 @@
+"""Where evaluation items come from: one module a source."""
