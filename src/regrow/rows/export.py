@@ -48,16 +48,17 @@ def export_corpus(corpus_dir: str | Path, out: str | Path, to: Target) -> Path:
     make = _MAKERS[to]
     records = [make(d) for d in dialogues]
     if to == "alpaca":
-        # `datasets` takes column types from the first block of a file; a first row without history would hide its type.
+        # `datasets` takes a column's type from the first block of a file; rows without history would hide it.
         records.sort(key=lambda r: not r.get("history"))
         _same_columns(records)
+    described = _described(path, to, records) if to != "llava" else None
     if path.suffix == ".json":
         with atomic_path(path) as tmp:
             tmp.write_text(json.dumps(records, ensure_ascii=False, indent=1) + "\n", encoding="utf-8", newline="\n")
     else:
         write_json_lines(records, path)
-    if to != "llava":
-        _describe(path, to, records)
+    if described is not None:
+        atomic_write_text(path.parent / DATASET_INFO, described)
     return path
 
 
@@ -143,8 +144,8 @@ _MAKERS: dict[str, Callable[[Dialogue], dict[str, Any]]] = {
 }
 
 
-def _describe(path: Path, to: Target, records: list[dict[str, Any]]) -> None:
-    """Add the export to ``dataset_info.json`` of its folder, in LLaMA-Factory's terms."""
+def _described(path: Path, to: Target, records: list[dict[str, Any]]) -> str:
+    """The folder's ``dataset_info.json`` with the export added, in LLaMA-Factory's terms."""
     info_path = path.parent / DATASET_INFO
     info: Any = {}
     if info_path.exists():
@@ -155,7 +156,7 @@ def _describe(path: Path, to: Target, records: list[dict[str, Any]]) -> None:
         if not isinstance(info, dict):
             raise DataError("is not a JSON object, so the export cannot be added to it", where=str(info_path))
     info[path.stem] = {"file_name": path.name, **_llama_factory(to, records)}
-    atomic_write_text(info_path, json.dumps(info, ensure_ascii=False, indent=2) + "\n")
+    return json.dumps(info, ensure_ascii=False, indent=2) + "\n"
 
 
 def _llama_factory(to: Target, records: list[dict[str, Any]]) -> dict[str, Any]:
