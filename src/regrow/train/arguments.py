@@ -19,7 +19,24 @@ OWN_KEY = {
     "fp16": "bf16",
 } | {
     name: name
-    for name in ["learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lr_scheduler_type", "weight_decay", "max_grad_norm", "bf16", "packing", "max_length", "gradient_checkpointing", "save_steps", "save_total_limit", "logging_steps", "report_to"]
+    for name in [
+        "learning_rate",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "lr_scheduler_type",
+        "weight_decay",
+        "max_grad_norm",
+        "bf16",
+        "packing",
+        "max_length",
+        "gradient_checkpointing",
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "report_to",
+    ]
 }
 """``trainer_args`` fields that a key of the ``train`` section already sets."""
 

@@ -89,6 +89,8 @@ class TokenRows:
         """Replay documents that carry a top-k."""
         self.n_replay = 0
         """Replay documents."""
+        self.max_id = 0
+        """Largest token id."""
         self.kept: list[int] = []
         self.lengths: list[int] = []
         """Tokens of each document, after the cut."""
@@ -124,6 +126,7 @@ class TokenRows:
             self.n_untrained += int((~trained).sum())
             self.kept += (start + np.flatnonzero(trained)).tolist()
             self.lengths += np.minimum(n[trained], self.max_length).tolist()
+            self.max_id = max(self.max_id, pc.max(pc.list_flatten(batch["input_ids"])).as_py() or 0)
             replay = np.array(batch["source"].to_pylist()) == "replay"
             self.n_replay += int((replay & trained).sum())
             if self.topk:
@@ -142,7 +145,7 @@ class TokenRows:
             k, n_trained = int(row["topk_k"]), int((weights > 0).sum())
             if k < 1 or len(row["topk_ids"]) != n_trained * k or len(row["topk_logprobs"]) != n_trained * k:
                 raise RunError(
-                    f"row {row['id']!r}: {len(row['topk_ids'])} top-k entries for {n_trained} trained tokens of k = {k}",
+                    f"row '{row['id']}' has {len(row['topk_ids'])} top-k entries for {n_trained} tokens of k = {k}",
                     where=str(self.path),
                 )
             # Entries exist for every weight > 0 of the whole row: drop those of the first token and of the cut end.
@@ -196,7 +199,7 @@ def make_packs(lengths: Sequence[int], *, packing: bool, max_length: int, seed: 
 
 
 class BlockSampler(Sampler[int]):
-    """The order of packs: as given in the first epoch, then blocks and the packs inside them shuffled by seed and epoch.
+    """The order of packs: as given in the first epoch, then blocks and the packs in them shuffled by seed and epoch.
 
     Depends on nothing but ``(n, seed, epoch)``, so a resumed run meets the data where the killed one left it.
     """
@@ -223,13 +226,13 @@ class BlockSampler(Sampler[int]):
 class Collator:
     """Lays the documents of a micro-batch out in tensors.
 
-    Called with ``[{"documents": [index, ...]}, ...]``; returns tensors over ``B`` tensor rows of ``L`` tokens and ``n``
-    trained tokens:
+    Called with ``[{"documents": [index, ...]}, ...]``; returns tensors over ``B`` tensor rows of ``L`` tokens and
+    ``n`` trained tokens:
 
     ``input_ids (B, L)``, ``position_ids (B, L)`` (from 0 in every document; the padding at the end of a row is a
     document of its own), ``predict (B, L)`` bool, the positions whose output predicts a trained token, and in their
-    order ``targets (n,)``, ``weights (n,)``, ``replay (n,)`` bool, ``top_ids (n, k)`` (-1 where nothing is stored) and
-    ``top_logprobs (n, k)`` when the rows carry a top-k.
+    order ``targets (n,)``, ``weights (n,)``, ``replay (n,)`` bool, and when the rows carry a top-k ``top_ids (n, k)``
+    (-1 where nothing is stored) and ``top_logprobs (n, k)``.
     """
 
     def __init__(self, rows: TokenRows, *, pad_token_id: int, layout: Layout = "rows") -> None:

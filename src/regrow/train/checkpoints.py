@@ -68,7 +68,7 @@ def mark_complete(folder: Path, *, step: int, fingerprint: str, extra: dict[str,
     tmp = folder / f".{MARKER}.tmp"
     tmp.write_text(json.dumps(marker), encoding="utf-8")
     _fsync(tmp)
-    os.replace(tmp, folder / MARKER)
+    tmp.replace(folder / MARKER)
 
 
 def read_marker(folder: Path) -> dict[str, Any]:

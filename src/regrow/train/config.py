@@ -9,17 +9,17 @@ from pydantic import Field, field_validator, model_validator
 from regrow.section import Section
 
 DEFAULT_LEARNING_RATE = {"full": 2e-5, "lora": 2e-4}
-"""Full: what the Tree Generation paper (through LLaVA) and TRL use. LoRA: ten times that, the usual rule for adapters."""
+"""Full: what the Tree Generation paper (through LLaVA) and TRL use. LoRA: ten times that, the rule for adapters."""
 
 
 class LoraSection(Section):
     """Low-rank adapters; the fields of ``peft.LoraConfig`` under their own names."""
 
-    r: int = Field(16, ge=1)
+    r: int = Field(default=16, ge=1)
     """Rank of the update."""
-    lora_alpha: int = Field(32, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
     """The update is scaled by ``lora_alpha / r`` (by ``lora_alpha / sqrt(r)`` with ``use_rslora``)."""
-    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the input of each adapter. 0, so that a run is a plain function of its data."""
     target_modules: str | list[str] = "all-linear"
     """Module names that get an adapter, or ``all-linear``: every linear layer but the output head."""
@@ -32,9 +32,9 @@ class LoraSection(Section):
 class SoftReplaySection(Section):
     """How replay tokens are pulled to the base model's own distribution when ``replay_loss: soft``."""
 
-    weight: float = Field(1.0, gt=0.0, le=1.0)
+    weight: float = Field(default=1.0, gt=0.0, le=1.0)
     """Replay token loss = ``(1 - weight) * cross-entropy + weight * KL(base || student)``. 1 is pure KL."""
-    temperature: float = Field(1.0, gt=0.0)
+    temperature: float = Field(default=1.0, gt=0.0)
     """Both distributions are softened by it and the KL multiplied by its square (Hinton et al. 2015).
     Other values than 1 need ``tail: renormalise``."""
     tail: Literal["bucket", "renormalise"] = "bucket"
@@ -56,30 +56,30 @@ class TrainConfig(Section):
 
     method: Literal["full", "lora"] = "full"
     """Train all weights, or low-rank adapters beside frozen weights."""
-    learning_rate: float | None = Field(None, gt=0.0)
+    learning_rate: float | None = Field(default=None, gt=0.0)
     """Peak learning rate; null takes 2e-5 for ``full`` and 2e-4 for ``lora``."""
-    num_train_epochs: float = Field(3.0, gt=0.0)
+    num_train_epochs: float = Field(default=3.0, gt=0.0)
     """Passes over the mix. 3 as in the Tree Generation paper."""
-    max_steps: int = Field(-1, ge=-1)
+    max_steps: int = Field(default=-1, ge=-1)
     """Optimizer steps; when positive it overrides ``num_train_epochs``."""
-    per_device_train_batch_size: int = Field(8, ge=1)
+    per_device_train_batch_size: int = Field(default=8, ge=1)
     """Examples (with ``packing``: packs of up to ``max_length`` tokens) in one forward pass on one device."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Forward passes behind one optimizer step. The loss is normalised over all of them together."""
-    warmup_ratio: float = Field(0.03, ge=0.0, lt=1.0)
+    warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
     """Share of the steps in which the learning rate rises from 0."""
     lr_scheduler_type: str = "cosine"
     """Any scheduler transformers knows: ``linear``, ``cosine``, ``constant_with_warmup``, ..."""
-    weight_decay: float = Field(0.0, ge=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, ge=0.0)
     """Gradients are clipped to this norm; 0 switches clipping off."""
     bf16: bool | Literal["auto"] = "auto"
     """bfloat16 autocast. ``auto``: on for CUDA devices that have it, off on CPUs, where it is slower."""
     packing: bool = False
     """Fill packs of ``max_length`` tokens with whole examples and count packs, not examples, as the batch. Documents
     never attend to each other either way; off by default because on small data packs leave few optimizer steps."""
-    max_length: int = Field(1024, ge=8)
+    max_length: int = Field(default=1024, ge=8)
     """Longest example, and the size of a pack, in tokens. Longer examples lose their end (counted in the log)."""
     lora: LoraSection = LoraSection()
     """Adapter settings; read only when ``method: lora``."""
@@ -87,13 +87,13 @@ class TrainConfig(Section):
     """After LoRA training also write the merged model. The adapter is kept in any case."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a fifth slower."""
-    save_steps: int = Field(200, ge=1)
+    save_steps: int = Field(default=200, ge=1)
     """Optimizer steps between checkpoints."""
-    save_total_limit: int = Field(1, ge=1)
+    save_total_limit: int = Field(default=1, ge=1)
     """Complete checkpoints kept while training. One checkpoint of full training is three times the fp32 weights."""
     keep_checkpoints: bool = False
     """Leave the checkpoints after a finished run (they are removed once the model is saved)."""
-    logging_steps: int = Field(10, ge=1)
+    logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between log lines; losses in a line are means over its interval."""
     report_to: str | list[str] = "none"
     """Trackers for the same numbers: ``wandb``, ``tensorboard``, ``mlflow``, ..."""
@@ -104,7 +104,7 @@ class TrainConfig(Section):
     model's stored top-k to the student. Domain tokens always have cross-entropy."""
     soft: SoftReplaySection = SoftReplaySection()
     """Settings of the soft loss; read only when ``replay_loss: soft``."""
-    trainer_args: dict[str, Any] = {}
+    trainer_args: dict[str, Any] = Field(default_factory=dict)
     """Any other field of ``trl.SFTConfig`` / ``transformers.TrainingArguments`` under its own name."""
 
     @property

@@ -1,4 +1,4 @@
-"""Weight interpolation between a base model and its fine-tuned descendant: the alternative to replay that costs no training.
+"""Weight interpolation between a base model and its fine-tuned descendant: the alternative that costs no training.
 
 ``theta = (1 - alpha) * base + alpha * tuned`` (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903, equation 1).
 """

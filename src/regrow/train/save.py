@@ -93,7 +93,7 @@ def atomic_folder(out: Path, write: Callable[[Path], None]) -> Path:
                     os.fsync(file.fileno())
         if out.exists():
             shutil.rmtree(out)
-        os.replace(tmp, out)
+        tmp.replace(out)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
         raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ModelError, RecipeError, RunError
 from regrow.progress import note
-from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete
+from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete, read_marker
 from regrow.train.config import TrainConfig
 from regrow.train.save import save_model, stored_dtype
 
@@ -149,6 +149,13 @@ def _train(
     _tell_about(rows, cfg, mix_file)
     set_seed(seed)  # adapters are drawn from it
     model = _load(model_dir, cfg, bf16=use_bf16(cfg))
+    n_embeddings = model.get_input_embeddings().num_embeddings
+    if rows.max_id >= n_embeddings:
+        raise RunError(
+            f"the mix has the token id {rows.max_id}, the model's vocabulary ends at {n_embeddings - 1}",
+            where=str(mix_file),
+            hint="mix again with the tokenizer of this model",
+        )
     n_parameters = sum(p.numel() for p in model.parameters())
     saved_bytes = n_parameters * stored_dtype(model_dir).itemsize
     # Weights and two moments in fp32, one more checkpoint than kept while the newest is written, and the result.
@@ -172,8 +179,7 @@ def _train(
         trainer.add_callback(Progress(label, stack))
         if start is not None:
             note(f"training {label}: continuing from step {start.name.removeprefix('checkpoint-')}")
-            trainer.restore_counts(start)
-        loop_started, tokens_before = time.monotonic(), trainer.tokens_seen
+        loop_started, tokens_before = time.monotonic(), _tokens_before(start)
         _run(trainer, start)
         loop_seconds = time.monotonic() - loop_started
     model_path, adapter_path = _save(trainer, cfg, model_dir, out)
@@ -270,11 +276,22 @@ def _lora(cfg: TrainConfig) -> Any:
     )
 
 
+def _tokens_before(start: Path | None) -> int:
+    """Tokens trained on before the checkpoint, those of its unlogged interval included."""
+    if start is None:
+        return 0
+    extra = read_marker(start)["extra"]
+    return int(extra["tokens"] + extra["pending"].get("tokens", 0))
+
+
 def _run(trainer: RegrowTrainer, start: Path | None) -> None:
     import pickle
 
     try:
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        if start is None:
+            trainer.train()
+        else:
+            trainer.resume(start)
     except pickle.UnpicklingError as err:
         # torch.load(weights_only=True) met something that is no tensor.
         raise RunError(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from torch.utils.checkpoint import checkpoint
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from regrow.errors import ModelError, RecipeError
@@ -176,17 +177,28 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             pending = {name: value.item() for name, value in self._sums.items()}
-            counted = {"tokens": self.tokens_seen, "train_tokens": self.train_tokens_seen, "pending": pending}
+            counted = {
+                "tokens": self.tokens_seen,
+                "train_tokens": self.train_tokens_seen,
+                "pending": pending,
+                "last": self.state.global_step >= self.state.max_steps,
+            }
             mark_complete(folder, step=self.state.global_step, fingerprint=self.fingerprint, extra=counted)
             keep_newest(Path(self.args.output_dir), self.cfg.save_total_limit)
 
-    def restore_counts(self, folder: Path) -> None:
-        """Take the token counts and unlogged sums over from a checkpoint."""
+    def resume(self, folder: Path) -> None:
+        """Train on from a complete checkpoint of this run, with its counts and unlogged sums."""
         extra = read_marker(folder)["extra"]
         self.tokens_seen, self.train_tokens_seen = int(extra["tokens"]), float(extra["train_tokens"])
         if self.accelerator.is_main_process:
             for name, value in extra["pending"].items():
                 self._count(name, torch.tensor(value))
+        if extra["last"]:
+            # Nothing is left to train; Trainer.train would take one step more before it looks at max_steps.
+            self._load_from_checkpoint(str(folder))
+            self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        else:
+            self.train(resume_from_checkpoint=str(folder))
 
 
 class _EpochOrder(TrainerCallback):  # type: ignore[misc]
@@ -201,7 +213,7 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
 
 def _chunks(indices: Tensor) -> tuple[Tensor, ...]:
     """``indices`` in pieces of `LOSS_CHUNK`; none for none (``split`` would give one empty piece)."""
-    return indices.split(LOSS_CHUNK) if len(indices) else ()
+    return torch.split(indices, LOSS_CHUNK) if len(indices) else ()
 
 
 def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:

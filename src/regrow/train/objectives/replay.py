@@ -1,4 +1,4 @@
-r"""Replay losses: `hard` (cross-entropy, the Tree Generation paper) and `soft` (KL from the base model's stored top-k).
+r"""Replay losses: `hard` (cross-entropy, the paper) and `soft` (KL from the base model's stored top-k).
 
 For one replay token let :math:`z` be the student's logits, :math:`q = \mathrm{softmax}(z)`, and let the corpus hold
 the base model's :math:`k` likeliest tokens :math:`S` with probabilities :math:`p_i`. Then
