@@ -156,7 +156,7 @@ class GrowConfig(Section):
     """Candidates sampled for each child wanted, before screens and MMR [G: 2 to 4]. Shape ``wide`` always samples one."""
     retries: int = Field(default=2, ge=0, le=20)
     """How often a parent with too few survivors is sampled again with fresh seeds before it keeps fewer [G]."""
-    refill_rounds: int = Field(default=4, ge=0, le=50)
+    refill_rounds: int = Field(default=8, ge=0, le=50)
     """Rounds of new trees that make up for branches that died, so that the budget is met [G]."""
     encoder: str = "minilm"
     """Sentence encoder of the semantic deduplication: ``minilm`` (embedded), a folder, a hub name, or ``none`` (no MMR)."""

@@ -82,6 +82,10 @@ def scaled(proportions: Sequence[int], wanted: int) -> tuple[int, ...]:
     """
     factor = (wanted / math.prod(proportions)) ** (1 / len(proportions))
     children = [max(1, math.floor(n * factor + 1e-9)) for n in proportions]
+    # Layers that cannot fall below one child can make a small tree larger than it need be.
+    for i in reversed(range(len(children))):
+        while children[i] > 1 and math.prod(children) // children[i] * (children[i] - 1) >= wanted:
+            children[i] -= 1
     while math.prod(children) < wanted:
         lagging = min(range(len(children)), key=lambda i: (children[i] / proportions[i], i))
         children[lagging] += 1

@@ -234,7 +234,7 @@ def _grow_rounds(cfg: GrowConfig, store: Store, script: Script, grower: Grower, 
         rounds = 1
     planted = store.trees()
     if not planted:
-        _warn(cfg, topics, fixed or 1)
+        _warn(cfg, topics, fixed)
     round_ = max((t.round for t in planted), default=-1)
     while True:
         if round_ >= 0:
@@ -263,11 +263,11 @@ def _grow_rounds(cfg: GrowConfig, store: Store, script: Script, grower: Grower, 
     return fixed or 0
 
 
-def _warn(cfg: GrowConfig, topics: list[str], dialogues: int) -> None:
+def _warn(cfg: GrowConfig, topics: list[str], dialogues: int | None) -> None:
     if isinstance(cfg.shape, list) and cfg.mode == "chat":
         for text in warnings_for(cfg.shape, cfg.question.max_new_tokens, cfg.answer.max_new_tokens):
             note(f"grow: unlike the paper's shapes, {text}")
-    if dialogues < len(topics):
+    if dialogues is not None and dialogues < len(topics):
         note(f"grow: {dialogues} dialogues for {len(topics)} topics; {len(topics) - dialogues} topics get none")
 
 
