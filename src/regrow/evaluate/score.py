@@ -131,7 +131,7 @@ class Scorer:
     """Scores token rows under a causal language model.
 
     Args:
-        model: A transformers causal LM in evaluation mode; differences are comparable within one dtype and device only.
+        model: A transformers causal LM in evaluation mode; differences mean something within one dtype and device.
         reference: A second model with the same vocabulary; when given, `score` with ``kl=True`` also returns
             KL(reference || model) over the whole vocabulary. Both models are in memory together: that costs twice the
             weights, and spares an approximation by stored top-k.

@@ -1,0 +1,116 @@
+"""Really generated answers for a sample of items, greedy."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from regrow.evaluate.cache import ScoreCache, item_hash, pass_key
+from regrow.evaluate.config import EvalConfig
+from regrow.evaluate.items import Item, Record
+from regrow.evaluate.measure import Loaded
+from regrow.evaluate.render import prompt_text
+from regrow.evaluate.rouge import exact_match, rouge_l
+from regrow.evaluate.suites.own import sample
+from regrow.progress import task
+
+BATCH = 8
+"""Prompts in one call of ``generate``, sorted by length so that little is padding."""
+LONG = 4
+"""Dialogues may run this many times longer than short answers."""
+
+
+def generated_items(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[Item]:
+    """The items to generate for: at most ``cfg.generate_samples`` a suite.
+
+    Items of kind answer, and dialogues whose last message is the assistant's; what a model picks among choices
+    is known without generating.
+    """
+    suites: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        if item.kind == "answer" or (item.kind == "dialogue" and _question(item)):
+            suites[item.suite].append(item)
+    return [i for found in suites.values() for i in sample(found, cfg.generate_samples, seed)]
+
+
+def _question(item: Item) -> list[dict[str, Any]]:
+    """The dialogue up to the last answer; empty when there is none."""
+    if item.kind == "answer":
+        return item.messages
+    ends = item.meta.get("kind") != "text" and len(item.messages) > 1 and item.messages[-1]["role"] == "assistant"
+    return item.messages[:-1] if ends else []
+
+
+def add_generated(
+    arm: Loaded, records: Sequence[Record], items: Sequence[Item], cfg: EvalConfig, cache: ScoreCache
+) -> None:
+    """Generate for ``items`` and put the text (``output``) and its metrics into their records.
+
+    ``exact_match`` against any accepted answer and ``rouge_l`` against the best fitting one; dialogues are compared
+    with their last message.
+    """
+    settings = {
+        "dtype": str(arm.model.dtype), "device": arm.model.device.type, "max_new_tokens": cfg.max_new_tokens,
+        "max_length": cfg.max_length,
+    }  # fmt: skip
+    name = pass_key("generate", arm.revision, settings)
+    by_place = {(r.suite, r.item_id): r for r in records}
+    unique = {item_hash(i): i for i in items}
+    stop = stop_ids(arm)
+    with task(f"generating {arm.arm}", len(unique), "items") as bar:
+        for talk in (False, True):
+            keys = [h for h, i in unique.items() if (i.kind == "dialogue") == talk]
+            prompts = {h: arm.tokenizer.encode(prompt_text(arm.tokenizer, _question(unique[h])), add_special_tokens=False)
+                       for h in keys}  # fmt: skip
+            room = cfg.max_new_tokens * (LONG if talk else 1)
+            keys.sort(key=lambda h: (len(prompts[h]), prompts[h]))
+            for start in range(0, len(keys), BATCH):
+                batch = keys[start : start + BATCH]
+                if any(cache.get(name, h) is None for h in batch):
+                    texts = _greedy(arm, [prompts[h][-cfg.max_length :] for h in batch], room, stop)
+                    cache.add(name, [(h, {"text": t}) for h, t in zip(batch, texts, strict=True)])
+                bar.advance(len(batch))
+    for item in items:
+        value = cache.get(name, item_hash(item))
+        if value is None:
+            raise RuntimeError(f"item {item.suite}:{item.id} was not generated")
+        record = by_place[item.suite, item.id]
+        record.output = value["text"]
+        references = item.answers if item.kind == "answer" else [str(item.messages[-1]["content"])]
+        record.metrics["exact_match"] = float(exact_match(record.output, references))
+        record.metrics["rouge_l"] = max(rouge_l(record.output, r) for r in references)
+
+
+def stop_ids(arm: Loaded) -> list[int]:
+    """Tokens that end an answer: the tokenizer's and the generation settings' end, and the chat template's."""
+    config = arm.model.generation_config.eos_token_id
+    ids = set(config if isinstance(config, list) else [config]) | {arm.tokenizer.eos_token_id}
+    if arm.tokenizer.chat_template is not None:
+        from regrow.models.turns import derive_turns
+
+        ids |= set(derive_turns(arm.tokenizer).stop_ids("assistant"))
+    return sorted(i for i in ids if i is not None)
+
+
+def _greedy(arm: Loaded, prompts: Sequence[list[int]], max_new_tokens: int, stop: list[int]) -> list[str]:
+    import torch
+
+    longest = max(map(len, prompts))
+    pad = arm.tokenizer.pad_token_id if arm.tokenizer.pad_token_id is not None else 0
+    ids = torch.full((len(prompts), longest), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    with torch.inference_mode():
+        out = arm.model.generate(
+            ids.to(arm.model.device), attention_mask=mask.to(arm.model.device), do_sample=False, num_beams=1,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, max_new_tokens=max_new_tokens,
+            eos_token_id=stop or None, pad_token_id=pad,
+        )  # fmt: skip
+    texts = []
+    for row in out[:, longest:].tolist():
+        end = next((k for k, t in enumerate(row) if t in stop), len(row))
+        texts.append(arm.tokenizer.decode(row[:end], skip_special_tokens=True).strip())
+    return texts

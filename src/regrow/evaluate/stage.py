@@ -1,0 +1,264 @@
+"""The evaluation stage: items before growing, scores and results after training."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.errors import DataError
+from regrow.evaluate.cache import ScoreCache, pass_key
+from regrow.evaluate.config import EMBEDDED_SUITES, EvalConfig
+from regrow.evaluate.generate import add_generated, generated_items
+from regrow.evaluate.items import Item, Record
+from regrow.evaluate.measure import Loaded, load_arm, measure
+from regrow.evaluate.suites import facts, lm_eval
+from regrow.evaluate.suites.heldout import heldout_items
+from regrow.evaluate.suites.known import accuracy, interleave, known, one_item_a_fact, select_known
+from regrow.evaluate.suites.local import read_local
+from regrow.evaluate.suites.own import SUITE as OWN
+from regrow.evaluate.suites.own import sample
+from regrow.evaluate.summary import BASE, FACTS_POOL, summarise
+from regrow.evaluate.verdict import verdict
+from regrow.progress import note
+from regrow.rows.row import Row
+from regrow.rows.writers import atomic_write_text, write_json_lines
+
+if TYPE_CHECKING:
+    from regrow.models.load import ResolvedModel
+
+ROUND = 2
+"""Pool items scored a round, in multiples of ``n_facts``."""
+NOISE_BATCH = 0.6
+"""Size of the second pass's batches against the first's: other shapes, other rounding."""
+CACHE = "scores.jsonl"
+
+PoolBuilder = Callable[[int], list[Item]]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSummary:
+    """What an evaluation found.
+
+    Attributes:
+        results: What stands in ``results.json``.
+        path: That file.
+    """
+
+    results: dict[str, Any]
+    path: Path
+
+
+def build_suites(
+    cfg: EvalConfig,
+    model: ResolvedModel,
+    heldout_rows: Sequence[Row],
+    out: Path,
+    *,
+    seed: int,
+    pool: PoolBuilder = facts.build_pool,
+) -> Path:
+    """Collect the items of all suites but ``own-dialogues`` (out of the grown corpus) in ``out/items.jsonl``.
+
+    For suite ``facts`` the base answers candidates until ``cfg.n_facts`` known ones are found over all domains;
+    ``out/pool.json`` says how many were asked and how many were right. An interrupted call goes on where it was.
+
+    Args:
+        cfg: Which suites, how many items.
+        model: The base.
+        heldout_rows: The user's rows that are kept out of training.
+        out: A folder.
+        seed: Chooses items.
+        pool: Makes the candidates of suite ``facts`` from a seed.
+
+    Raises:
+        DataError: A suite cannot be read, is named like another, or the base knows no fact.
+        MissingExtra: A suite needs a package that is not installed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    items: list[Item] = []
+    for name in cfg.suites:  # what can fail for want of a file or a network comes before what takes time
+        kind, _, rest = name.partition(":")
+        if kind == "file":
+            items += read_local(rest)
+        elif kind == "lm-eval":
+            items += lm_eval.task_items(rest, cfg)
+    if "heldout" in cfg.suites:
+        items = heldout_items(heldout_rows, cfg, seed) + items
+    if "facts" in cfg.suites:
+        items = _facts(cfg, model, out, seed, pool) + items
+    _check_ids(items)
+    return write_json_lines((asdict(i) for i in items), out / "items.jsonl")
+
+
+def _facts(cfg: EvalConfig, model: ResolvedModel, out: Path, seed: int, pool: PoolBuilder) -> list[Item]:
+    deck = interleave(one_item_a_fact(pool(seed), seed), seed)
+    domains = {i.domain for i in deck}
+    arm = load_arm(BASE, model.path, cfg)
+    asked: list[Item] = []
+    records: list[Record] = []
+    with ScoreCache(out / CACHE) as cache:
+        while len(asked) < len(deck) and not _enough(known(asked, records), domains, cfg.n_facts):
+            more = deck[len(asked) : len(asked) + ROUND * cfg.n_facts]
+            records += measure(arm, more, cfg, cache, label="asking the base what it knows")
+            asked += more
+    chosen = select_known(asked, records, cfg.n_facts, seed=seed)
+    if not chosen:
+        raise DataError("the base gets none of the facts right", where="evaluate.suites",
+                        hint="Leave suite 'facts' out and use own-dialogues or your own items.")  # fmt: skip
+    if len(chosen) < cfg.n_facts:
+        note(f"the base knows {len(chosen)} facts of {len(asked)} asked; {cfg.n_facts} were wanted")
+    by_domain = accuracy(records)
+    whole = by_domain.pop("all")
+    stats = {"n": len(asked), "accuracy": whole["accuracy"], "selected": len(chosen)}
+    known_in = {d: sum(i.domain == d for i in chosen) for d in by_domain}
+    table = {d: {**v, "selected": known_in[d]} for d, v in by_domain.items()}
+    atomic_write_text(out / "pool.json", json.dumps({**stats, "candidates": len(deck), "domains": table}, indent=1))
+    for item in chosen:
+        item.meta["pool"] = stats
+    drawn = sample(deck, cfg.pool_sample, seed) if cfg.pool_sample else []
+    return chosen + [replace(i, suite=FACTS_POOL, meta={"fact": i.meta["fact"]}) for i in drawn]
+
+
+def _enough(right: Sequence[Item], domains: set[str], n: int) -> bool:
+    """Whether ``n`` known items can be taken with no domain far below its share."""
+    share = n / (2 * max(1, len(domains)))
+    return len(right) >= n and all(sum(i.domain == d for i in right) >= share for d in domains)
+
+
+def _check_ids(items: Sequence[Item]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        if (item.suite, item.id) in seen:
+            raise DataError(f"two items have the id '{item.id}'", where=item.suite,
+                            hint="Give items different ids, and files of items different names.")  # fmt: skip
+        seen.add((item.suite, item.id))
+
+
+def evaluate(models: dict[str, Path], items: Sequence[Item], cfg: EvalConfig, out: Path, *, seed: int) -> EvalSummary:
+    """Score all arms on the same items and write ``out/records.jsonl`` and ``out/results.json``.
+
+    Scores are kept in ``out/scores.jsonl`` as they are made: a call that was interrupted goes on where it was, and
+    nothing is scored twice. The base is loaded first and stays only while dialogues need it for KL.
+
+    Args:
+        models: Arm -> model or adapter folder; the first is ``base``.
+        items: Of any suites. Items of an embedded suite that ``cfg.suites`` does not name are left out;
+            ``own-dialogues`` are sampled down to ``cfg.max_dialogues``.
+        cfg: What is measured and how; its lm-eval tasks are run too.
+        out: A folder.
+        seed: Samples and resampling.
+
+    Raises:
+        DataError: There is nothing to evaluate, or an item cannot be put before a model.
+        ModelError: A model cannot be used.
+        MissingExtra: An lm-eval task without lm-eval.
+    """
+    from regrow.models.load import resolve_model
+
+    if next(iter(models), None) != BASE:
+        raise ValueError("the first model must be the base")
+    wanted = _wanted(items, cfg, seed)
+    tasks = lm_eval.tasks_of(cfg)
+    if not wanted and not tasks:
+        raise DataError("there is nothing to evaluate", where="evaluate.suites", hint="Name a suite that has items.")
+    paths = {arm: resolve_model(str(path)).path for arm, path in models.items()}
+    talks = any(i.kind == "dialogue" for i in wanted)
+    to_write = generated_items(wanted, cfg, seed) if cfg.generate_samples else []
+    records: dict[str, list[Record]] = {}
+    noise: list[Record] = []
+    higher: dict[str, dict[str, bool]] = {}
+    facts_of: dict[str, dict[str, str]] = {}
+    base: Loaded | None = None
+    with ScoreCache(out / CACHE) as cache:
+        for arm, path in paths.items():
+            loaded = load_arm(arm, path, cfg)
+            reference = loaded if base is None and arm == BASE else _comparable(base, loaded)
+            mine = _own_tokens(wanted, loaded, reference)
+            records[arm] = measure(loaded, mine, cfg, cache, reference=reference, label=f"scoring {arm}")
+            if arm == BASE and cfg.noise_floor:
+                budget = max(32, int(cfg.batch_tokens * NOISE_BATCH))
+                noise = measure(loaded, mine, cfg, cache, batch_tokens=budget, label="noise floor")
+            add_generated(loaded, records[arm], to_write, cfg, cache)
+            for name in tasks:
+                records[arm] += _lm_eval(name, loaded, cfg, cache, seed, higher)
+            facts_of[arm] = {"path": str(models[arm]), "revision": loaded.revision}
+            if arm == BASE and talks and len(paths) > 1:
+                base = loaded
+            del loaded, reference
+            _free()
+    flat = [r for rows in zip(*records.values(), strict=True) for r in rows]
+    pool = next((i.meta["pool"] for i in wanted if "pool" in i.meta), None)
+    results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher)
+    results["verdict"] = verdict(results, cfg.confidence)
+    results["settings"] = {**cfg.model_dump(mode="json"), "seed": seed}
+    results["versions"] = _versions()
+    results["models"] = facts_of
+    write_json_lines((asdict(r) for r in flat), out / "records.jsonl")
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+    return EvalSummary(results, atomic_write_text(out / "results.json", text + "\n"))
+
+
+def _wanted(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[Item]:
+    """The items that we score ourselves, as the settings want them."""
+    own = {i.id for i in sample([i for i in items if i.suite == OWN], cfg.max_dialogues, seed)}
+    out = []
+    for item in items:
+        family = "facts" if item.suite == FACTS_POOL else item.suite
+        left_out = family in EMBEDDED_SUITES and family not in cfg.suites
+        if left_out or "lm_eval" in item.meta or (item.suite == OWN and item.id not in own):
+            continue
+        out.append(item)
+    _check_ids(out)
+    return out
+
+
+def _comparable(base: Loaded | None, arm: Loaded) -> Loaded | None:
+    if base is not None and not base.same_tokens(arm):
+        note(f"{arm.arm} has another vocabulary than the base, so there is no KL between them")
+        return None
+    return base
+
+
+def _own_tokens(items: Sequence[Item], arm: Loaded, reference: Loaded | None) -> list[Item]:
+    """Items as this model can read them: token ids of the base's dialogues only mean something in its vocabulary."""
+    if reference is not None or arm.arm == BASE:
+        return list(items)
+    return [replace(i, meta={k: v for k, v in i.meta.items() if k not in ("token_ids", "spans")}) for i in items]
+
+
+def _lm_eval(
+    name: str, arm: Loaded, cfg: EvalConfig, cache: ScoreCache, seed: int, higher: dict[str, dict[str, bool]]
+) -> list[Record]:
+    settings = {k: v for k, v in cfg.model_dump(mode="json").items() if k.startswith("lm_eval") or k == "dtype"}
+    key = pass_key("lm-eval", arm.revision, {**settings, "seed": seed, "device": arm.model.device.type})
+    value = cache.get(key, name)
+    if value is None:
+        value = lm_eval.run_task(name, arm.model, arm.tokenizer, cfg, seed)
+        cache.add(key, [(name, value)])
+    suite = lm_eval.PREFIX + name
+    higher[suite] = value["higher"]
+    return [Record(r["id"], suite, r["domain"], arm.arm, dict(r["metrics"]), r["output"]) for r in value["rows"]]
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    out = {}
+    for name in ("regrow", "torch", "transformers", "tokenizers", "numpy", "lm_eval"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out

@@ -1,0 +1,240 @@
+"""From records to ``results.json``: intervals, differences, gain, forgetting, recovery, what was lost.
+
+The schema is ``docs/reference/results.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from regrow.evaluate.config import EvalConfig
+from regrow.evaluate.items import Record
+from regrow.evaluate.stats import (
+    Floats,
+    Interval,
+    bootstrap_means,
+    bootstrap_p,
+    mcnemar_exact,
+    minimum_detectable_difference,
+    percentile_interval,
+    recovery_interval,
+)
+from regrow.evaluate.suites.facts.fact import SUITE as FACTS
+from regrow.evaluate.suites.own import SUITE as OWN
+from regrow.evaluate.tables import SuiteTable, tables
+
+BASE, PLAIN, REPLAY = "base", "sft", "regrow"
+FACTS_POOL = "facts-pool"
+
+
+def summarise(
+    records: Sequence[Record],
+    arms: Sequence[str],
+    cfg: EvalConfig,
+    *,
+    seed: int,
+    noise: Sequence[Record] = (),
+    pool: dict[str, Any] | None = None,
+    higher: dict[str, dict[str, bool]] | None = None,
+) -> dict[str, Any]:
+    """Everything in ``results.json`` that follows from the records alone.
+
+    Args:
+        records: Every item under every arm; suites in the order they are to be shown.
+        arms: Names, ``base`` first.
+        cfg: Resamples, confidence, which suites are gain suites.
+        seed: Of the resampling.
+        noise: The base's records of a second pass in other batches; suites without them have no noise floor.
+        pool: Facts about the candidate pool of suite ``facts``.
+        higher: See `tables`.
+    """
+    found = tables(records, arms, higher)
+    floors = {t.name: t for t in tables(noise, [BASE])}
+    suites = {}
+    for t in found:
+        kind = "gain" if t.name in cfg.gain_suites else "retention"
+        suites[t.name] = _suite(t, kind, floors.get(t.name), cfg, seed)
+        suites[t.name]["pool"] = pool if t.name == FACTS else None
+    gain = next((t.name for t in found if suites[t.name]["kind"] == "gain"), None)
+    head = headline([t.name for t in found if suites[t.name]["kind"] == "retention"])
+    kept = [t for t in found if suites[t.name]["kind"] == "retention" and t.name != FACTS_POOL and t.binary(t.primary)]
+    return {
+        "format": 1,
+        "arms": list(arms),
+        "suites": suites,
+        "gain": _gain(gain, suites[gain]) if gain else {},
+        "forgetting": _forgetting(head, suites[head], next(t for t in found if t.name == head), cfg, seed)
+        if head
+        else {},
+        **_flips(kept, arms[1:]),
+    }
+
+
+def headline(suites: Sequence[str]) -> str | None:
+    """The retention suite that verdicts are about: facts, else the base's own dialogues, else the first."""
+    return next((s for s in (FACTS, OWN) if s in suites), suites[0] if suites else None)
+
+
+def _pair(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]
+
+
+def _suite(t: SuiteTable, kind: str, floor: SuiteTable | None, cfg: EvalConfig, seed: int) -> dict[str, Any]:
+    metric = t.primary
+    values = t.metrics[metric]
+    draws = bootstrap_means(values, cfg.bootstrap, seed)
+    noise = _noise(t, floor)
+    limit = abs(noise["diff"]) if noise else 0.0
+    secondary = {}
+    for other, table in t.metrics.items():
+        if other in (metric, "tokens"):
+            continue
+        rows = ~np.isnan(table).any(axis=1)
+        if rows.any():
+            secondary[other] = _arm_values(t.arms, table[rows], bootstrap_means(table[rows], cfg.bootstrap, seed), cfg)
+    spread = [minimum_detectable_difference(values[:, k] - values[:, 0], confidence=cfg.confidence)
+              for k in range(1, len(t.arms))]  # fmt: skip
+    names = list(dict.fromkeys(t.domains))
+    of = np.array([names.index(d) for d in t.domains])
+    return {
+        "kind": kind,
+        "n": len(t.ids),
+        "metric": metric,
+        "higher_is_better": t.higher_is_better(metric),
+        "unit": t.unit(metric),
+        "arms": _arm_values(t.arms, values, draws, cfg),
+        "secondary": secondary,
+        "differences": {arm: _differences(t, arm, draws, limit, cfg) for arm in t.arms[1:]},
+        "domains": {
+            name: {
+                "n": int((of == k).sum()),
+                "arms": dict(zip(t.arms, map(float, values[of == k].mean(axis=0)), strict=True)),
+            }
+            for k, name in enumerate(names)
+        },
+        "noise_floor": noise,
+        "mdd": max((s for s in spread if s is not None), default=None),
+    }
+
+
+def _arm_values(arms: Sequence[str], values: Floats, draws: Floats, cfg: EvalConfig) -> dict[str, Any]:
+    out = {}
+    for k, arm in enumerate(arms):
+        interval = percentile_interval(float(values[:, k].mean()), draws[:, k], cfg.confidence)
+        out[arm] = {"value": interval.value, "ci": _pair(interval)}
+    return out
+
+
+def _noise(t: SuiteTable, floor: SuiteTable | None) -> dict[str, Any] | None:
+    """What other batches change in the base's results. KL of the base to itself is 0 by definition; for it the
+    noise is that of the token loss, in the same unit."""
+    metric = "nll" if t.primary == "kl" else t.primary
+    if floor is None or metric not in floor.metrics:
+        return None
+    change = floor.column(BASE, metric) - t.column(BASE, metric)
+    flips = int((change != 0).sum()) if t.binary(metric) else 0
+    return {
+        "n": len(t.ids),
+        "mean_abs": float(np.abs(change).mean()),
+        "max_abs": float(np.abs(change).max()),
+        "flips": flips,
+        "diff": float(change.mean()),
+    }
+
+
+def _differences(t: SuiteTable, arm: str, draws: Floats, limit: float, cfg: EvalConfig) -> dict[str, Any]:
+    sft = PLAIN if PLAIN in t.arms and arm != PLAIN else None
+    return {
+        "vs_base": _difference(t, arm, t.arms[0], draws, limit, cfg),
+        "vs_sft": _difference(t, arm, sft, draws, limit, cfg) if sft else None,
+        "recovery": _recovery(t, arm, draws, limit, cfg) if sft else None,
+    }
+
+
+def _difference(t: SuiteTable, arm: str, other: str, draws: Floats, limit: float, cfg: EvalConfig) -> dict[str, Any]:
+    a, b = t.column(arm), t.column(other)
+    drawn = draws[:, t.arms.index(arm)] - draws[:, t.arms.index(other)]
+    interval = percentile_interval(float((a - b).mean()), drawn, cfg.confidence)
+    significant = interval.excludes_zero and abs(interval.value) > limit
+    better = (interval.value > 0) == t.higher_is_better(t.primary)
+    return {
+        "diff": interval.value,
+        "ci": _pair(interval),
+        "p": mcnemar_exact(a, b) if t.binary(t.primary) else bootstrap_p(drawn),
+        "significant": significant,
+        "better": better if significant else None,
+    }
+
+
+def _recovery(t: SuiteTable, arm: str, draws: Floats, limit: float, cfg: EvalConfig) -> dict[str, Any]:
+    loss = _difference(t, PLAIN, t.arms[0], draws, limit, cfg)
+    if loss["better"] is not False:
+        why = "plain SFT lost no more than the noise on this suite, so there is nothing to win back"
+        return {"value": None, "ci": None, "defined": False, "reason": why}
+    columns = [t.arms.index(a) for a in (arm, PLAIN, t.arms[0])]
+    three = (draws[:, columns[0]], draws[:, columns[1]], draws[:, columns[2]])
+    interval = recovery_interval(t.column(arm), t.column(PLAIN), t.column(t.arms[0]), cfg.confidence, three)
+    return {"value": interval.value, "ci": _pair(interval), "defined": True, "reason": None}
+
+
+def _oriented(diff: dict[str, Any], sign: float) -> tuple[float, list[float]]:
+    return _plain(sign * diff["diff"]), sorted(_plain(sign * v) for v in diff["ci"])
+
+
+def _plain(value: float) -> float:
+    return value + 0.0  # -0.0 would be shown as a loss
+
+
+def _gain(name: str, suite: dict[str, Any]) -> dict[str, Any]:
+    out = {}
+    for arm, compared in suite["differences"].items():
+        value, ci = _oriented(compared["vs_base"], 1.0 if suite["higher_is_better"] else -1.0)
+        out[arm] = {"suite": name, "metric": suite["metric"], "value": value, "ci": ci,
+                    "significant": compared["vs_base"]["significant"]}  # fmt: skip
+    return out
+
+
+def _forgetting(name: str, suite: dict[str, Any], t: SuiteTable, cfg: EvalConfig, seed: int) -> dict[str, Any]:
+    """Forgetting, retention and backward transfer (Lopez-Paz & Ranzato 2017) on the headline suite.
+
+    Retention, a ratio, exists only for metrics that grow with quality and of which the base has some.
+    """
+    out = {}
+    draws = bootstrap_means(t.metrics[t.primary], cfg.bootstrap, seed)
+    ratio_exists = suite["higher_is_better"] and suite["arms"][BASE]["value"] > 0 and bool((draws[:, 0] > 0).all())
+    for k, (arm, compared) in enumerate(suite["differences"].items(), 1):
+        value, ci = _oriented(compared["vs_base"], -1.0 if suite["higher_is_better"] else 1.0)
+        retention = None
+        if ratio_exists:
+            share = suite["arms"][arm]["value"] / suite["arms"][BASE]["value"]
+            retention = percentile_interval(share, draws[:, k] / draws[:, 0], cfg.confidence)
+        out[arm] = {
+            "suite": name,
+            "metric": suite["metric"],
+            "value": value,
+            "ci": ci,
+            "significant": compared["vs_base"]["significant"],
+            "retention": retention.value if retention else None,
+            "retention_ci": _pair(retention) if retention else None,
+            "backward_transfer": _plain(-value),
+        }
+    return out
+
+
+def _flips(found: Sequence[SuiteTable], arms: Sequence[str]) -> dict[str, Any]:
+    flips: dict[str, dict[str, int]] = {}
+    lost: dict[str, list[str]] = {}
+    for arm in arms:
+        flips[arm] = {"lost": 0, "kept": 0, "won": 0}
+        lost[arm] = []
+        for t in found:
+            for name, before, after in zip(t.ids, t.column(BASE), t.column(arm), strict=True):
+                if before and not after:
+                    lost[arm].append(f"{t.name}:{name}")
+                flips[arm]["lost"] += bool(before and not after)
+                flips[arm]["kept"] += bool(before and after)
+                flips[arm]["won"] += bool(after and not before)
+    return {"flips": flips, "lost": lost}
