@@ -51,7 +51,6 @@ FIXED = {
     "loss_type": "the loss is Regrow's (replay_loss)",
     "label_smoothing_factor": "the loss is Regrow's (replay_loss)",
     "padding_free": "documents are always laid out without attention across them",
-    "padding_free_strategy": "documents are always laid out without attention across them",
     "packing_strategy": "packs are always best-fit decreasing",
     "assistant_only_loss": "the mix carries a weight for every token",
     "completion_only_loss": "the mix carries a weight for every token",
@@ -113,9 +112,11 @@ def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int) -> SFTConfig:
     Raises:
         RecipeError: A value that TRL or transformers refuses, in their words.
     """
+    import torch
     from trl import SFTConfig
 
     check_trainer_args(cfg)
+    accelerated = torch.accelerator.is_available()
     fields: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "seed": seed,
@@ -143,7 +144,8 @@ def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int) -> SFTConfig:
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "log_level": "error",
-        "dataloader_pin_memory": False,
+        "use_cpu": not accelerated,  # without it bf16 on a CPU is refused
+        "dataloader_pin_memory": accelerated,
     }
     try:
         return SFTConfig(**{**fields, **cfg.trainer_args})
