@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.errors import DataError, RunError
-from regrow.pipeline import RunResult, arms_of, read_items
+from regrow.pipeline import RunResult, arms_of, read_items, sentence_encoder
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe, parse_recipe
 from regrow.runs import MANIFEST, Resume, read_manifest
@@ -175,7 +175,6 @@ def curate(
 def curate_with(recipe: Recipe, corpus: Path, output: Path, *, items: Path | None = None) -> StageSummary:
     """`curate` with the settings of a recipe."""
     from regrow.curate.stage import curate as stage
-    from regrow.models.embed import load_encoder
 
     done = stage(
         corpus,
@@ -183,7 +182,7 @@ def curate_with(recipe: Recipe, corpus: Path, output: Path, *, items: Path | Non
         output,
         items=read_items(items) if items else [],
         domain_rows=_rows(recipe) if recipe.data.path else [],
-        encoder=load_encoder(recipe.grow.encoder),
+        encoder=sentence_encoder(recipe),
         seed=recipe.seed,
     )
     return StageSummary("curate", output, done.to_dict())
@@ -371,9 +370,9 @@ def _tuned(source: Path) -> Path:
 
 
 def _model(recipe: Recipe) -> ResolvedModel:
-    from regrow.models.load import resolve_model
+    from regrow.models.load import resolve_config
 
-    return resolve_model(recipe.model.model_name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+    return resolve_config(recipe.model)
 
 
 def _rows(recipe: Recipe) -> list[Row]:

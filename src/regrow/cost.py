@@ -87,11 +87,11 @@ def estimate(recipe: Recipe, *, timing: bool = True) -> Cost:
 
     from regrow.grow.stage import estimate_cost
     from regrow.mix.stage import count_tokens, replay_tokens_wanted
-    from regrow.models.load import resolve_model
+    from regrow.models.load import resolve_config
     from regrow.rows.readers import read_rows
     from regrow.rows.split import split_rows
 
-    model = resolve_model(recipe.model.model_name_or_path, trust_remote_code=recipe.model.trust_remote_code)
+    model = resolve_config(recipe.model)
     with tempfile.TemporaryDirectory() as folder:
         source = data_source(recipe, Path(folder))
         read = read_rows(

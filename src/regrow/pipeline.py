@@ -14,6 +14,7 @@ from regrow.runs import Resume, Run, StageResult, file_sha256, open_run
 
 if TYPE_CHECKING:
     from regrow.evaluate.items import Item
+    from regrow.models.embed import Encoder
     from regrow.models.load import ResolvedModel
     from regrow.rows.row import Row
 
@@ -64,13 +65,11 @@ def run(recipe: Recipe, out: str | Path, *, resume: Resume = "auto") -> RunResul
     Raises:
         RegrowError: Anything the user can mend, with the place and what to do.
     """
-    from regrow.models.load import resolve_model
+    from regrow.models.load import resolve_config
     from regrow.rows.writers import atomic_write_text
 
     with open_run(out, resume=resume) as open_:
-        model = resolve_model(
-            recipe.model.model_name_or_path, trust_remote_code=recipe.model.trust_remote_code
-        )
+        model = resolve_config(recipe.model)
         open_.manifest["model"] = {"name": model.name, "revision": model.revision, "origin": model.origin}
         open_.manifest["seed"] = recipe.seed
         atomic_write_text(open_.path / "recipe.yaml", dump_recipe(recipe))
@@ -94,7 +93,7 @@ class _Chain:
         corpus = None
         if "regrow" in recipe.trained_arms():
             grown = self.grow(train_rows, data)
-            corpus = self.curate(grown, suites, data, train_rows)
+            corpus = self.curate(grown, suites, data, heldout)
         models = {"base": self.model.path}
         trained: dict[str, StageResult] = {}
         for arm in recipe.trained_arms():
@@ -169,18 +168,17 @@ class _Chain:
 
         return self.run.stage("grow", self.inputs(cfg), work)
 
-    def curate(self, grown: StageResult, suites: StageResult, data: StageResult, rows: list[Row]) -> StageResult:
+    def curate(self, grown: StageResult, suites: StageResult, data: StageResult, heldout: list[Row]) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
             from regrow.curate.stage import curate
-            from regrow.models.embed import load_encoder
 
             return curate(
                 grown.path,
                 self.recipe.curate,
                 folder,
                 items=read_items(suites.path / "items.jsonl"),
-                domain_rows=rows,
-                encoder=load_encoder(self.recipe.grow.encoder),
+                domain_rows=heldout,
+                encoder=sentence_encoder(self.recipe),
                 seed=self.seed,
             ).to_dict()
 
@@ -209,7 +207,9 @@ class _Chain:
         def work(folder: Path) -> dict[str, Any]:
             from regrow.train.stage import train
 
-            done = train(self.model.path, mixed.path, self.recipe.train, folder, seed=self.seed, label=arm)
+            # The mix has all epochs laid out, each with its own replay; the trainer passes over it once.
+            cfg = self.recipe.train.model_copy(update={"num_train_epochs": 1.0})
+            done = train(self.model.path, mixed.path, cfg, folder, seed=self.seed, label=arm)
             return {**done.to_dict(), "model": str(Path(done.model_path).relative_to(folder))}
 
         return self.run.stage(f"train/{arm}", self.inputs(self.recipe.train, mix=mixed.output_hash), work)
@@ -248,6 +248,13 @@ class _Chain:
                 write_model_card(path, model_facts(self.run.path, arm))
         report = build_report(self.run.path, self.run.path / "report.html")
         return RunResult(self.run.path, report, models, results)
+
+
+def sentence_encoder(recipe: Recipe) -> Encoder | None:
+    """The encoder named in the recipe; None for ``none``."""
+    from regrow.models.embed import load_encoder
+
+    return None if recipe.grow.encoder == "none" else load_encoder(recipe.grow.encoder)
 
 
 def data_source(recipe: Recipe, folder: Path) -> str:

@@ -8,6 +8,9 @@ import typer
 
 from regrow.errors import RegrowError
 
+STOPPED = 130
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 ok, 1 error (wrong usage included), 2 a gate failed, 130 stopped by Ctrl-C."""
     sys.exit(_run())
@@ -34,13 +37,15 @@ def build_app() -> typer.Typer:
 def _run() -> int:
     try:
         result = build_app()(standalone_mode=False)
+        if result == STOPPED:  # the library turns Ctrl-C into this value
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except RegrowError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         print("stopped. What was finished is kept; the same command continues.", file=sys.stderr)
-        return 130
+        return STOPPED
     except BrokenPipeError:
         return 1
     except Exception as error:
