@@ -1,8 +1,7 @@
-"""Grows a corpus slowly, to be killed by a test: ``python -m tests.grow.grow_child MODEL OUT SLEEP``."""
+"""Grows a corpus slowly, in a process of its own, to be killed by a test."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,14 +28,8 @@ def configured(**keys: object) -> object:
     return settings(dialogues=50, topics=["a", "b", "c"], encoder="minilm", batch_nodes=24, **keys)
 
 
-def main() -> None:
-    model, out, rest = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+def child(model: Path, out: Path, rest: float) -> None:
+    """What the doomed process does."""
     engine = SlowDummy(load_tokenizer(model), seed=3)
     engine.rest = rest
-    print("ready", flush=True)
     grow(configured(), tiny(model), out, seed=11, engine=engine, encoder=HashEncoder())  # type: ignore[arg-type]
-    print("done", flush=True)
-
-
-if __name__ == "__main__":
-    main()

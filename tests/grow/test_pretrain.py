@@ -68,4 +68,6 @@ def test_scored_as_it_is_trained(tiny_model_dir: Path, tmp_path: Path) -> None:
     bos = list(tokenizer("")["input_ids"][:1])
     first = next(n for n in read_nodes(tmp_path) if n.kept)
     assert list(row.token_ids) == [*bos, *first.token_ids, tokenizer.eos_token_id]
-    assert len(first.top_ids or []) == 2 * (len(first.token_ids) + (row.start == len(bos) or 0))
+    top = first.top_ids or []
+    assert top[:2] == [-1, -1], "this tokenizer has no BOS: nothing predicts the first token"
+    assert top[2::2] == [*first.token_ids[1:], tokenizer.eos_token_id]

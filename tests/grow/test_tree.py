@@ -71,7 +71,9 @@ def test_refill_meets_the_budget(tiny_model_dir: Path, tmp_path: Path) -> None:
         tokenizer_of(tiny_model_dir),
         lambda r, i: "I'm sorry, no." if r.key.count("/") % 2 and r.seed % 3 == 0 else sentence(r.seed + i),
     )
-    done = run(tiny_model_dir, tmp_path, settings(dialogues=40, topics=["a", "b"], retries=0, oversample=1), engine)
+    done = run(
+        tiny_model_dir, tmp_path, settings(dialogues=40, topics=["a", "b"], retries=0, oversample=1), engine, seed=1
+    )
     assert done.dialogues == 40 and done.short == 0 and done.rounds > 1
     short = run(
         tiny_model_dir,

@@ -23,6 +23,8 @@ from regrow.grow.tree import path_ids
 from regrow.progress import Task
 
 _PATHS = 64
+NO_ID = -1
+"""Stands for a token where no distribution exists; its log-probability is minus infinity."""
 
 
 def add_top_logprobs(
@@ -80,8 +82,11 @@ def add_top_logprobs(
             assert score.top_ids is not None and score.top_logprobs is not None
             found = []
             for step, a, b in places:
-                top = slice(a - row.start, b - row.start)
+                top = slice(max(0, a - row.start), b - row.start)
                 ids_, logprobs = score.top_ids[top], score.top_logprobs[top]
+                if a < row.start:  # nothing stands before a text without BOS: its first token has no distribution
+                    ids_ = np.concatenate([np.full((1, k), NO_ID, ids_.dtype), ids_])
+                    logprobs = np.concatenate([np.full((1, k), -np.inf, logprobs.dtype), logprobs])
                 found.append((step, k, ids_.astype("<i4").tobytes(), logprobs.astype("<f2").tobytes()))
             store.add_topk(found)
             scored += len(found)

@@ -184,7 +184,10 @@ class Store:
             raise RunError("no corpus has been grown here", where=str(folder), hint="Run `regrow grow` first.")
         with _readable(path):
             db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
-            db.execute("SELECT count(*) FROM meta")
+            begun = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone()
+        if not begun:
+            db.close()
+            raise RunError("the corpus is only just being begun", where=str(folder), hint="Look again in a moment.")
         return cls(path, db)
 
     def _prepare(self, identity: dict[str, Any]) -> None:
