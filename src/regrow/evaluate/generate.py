@@ -61,15 +61,15 @@ def add_generated(
     with task(f"generating {arm.arm}", len(unique), "items") as bar:
         for talk in (False, True):
             keys = [h for h, i in unique.items() if (i.kind == "dialogue") == talk]
-            prompts = {h: arm.tokenizer.encode(prompt_text(arm.tokenizer, _question(unique[h])), add_special_tokens=False)
-                       for h in keys}  # fmt: skip
+            texts = {h: prompt_text(arm.tokenizer, _question(unique[h])) for h in keys}
+            prompts = {h: arm.tokenizer.encode(t, add_special_tokens=False) for h, t in texts.items()}
             room = cfg.max_new_tokens * (LONG if talk else 1)
             keys.sort(key=lambda h: (len(prompts[h]), prompts[h]))
             for start in range(0, len(keys), BATCH):
                 batch = keys[start : start + BATCH]
                 if any(cache.get(name, h) is None for h in batch):
-                    texts = _greedy(arm, [prompts[h][-cfg.max_length :] for h in batch], room, stop)
-                    cache.add(name, [(h, {"text": t}) for h, t in zip(batch, texts, strict=True)])
+                    said = _greedy(arm, [prompts[h][-cfg.max_length :] for h in batch], room, stop)
+                    cache.add(name, [(h, {"text": t}) for h, t in zip(batch, said, strict=True)])
                 bar.advance(len(batch))
     for item in items:
         value = cache.get(name, item_hash(item))

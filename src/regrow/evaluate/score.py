@@ -182,7 +182,7 @@ class Scorer:
             if kl:
                 if self.reference is None:
                     raise ValueError("kl needs a reference model")
-                divergence = _kl(self._logits(self.reference, tree, sources, causal), logits, lse).cpu().numpy()
+                divergence = _kl(self._logits(self.reference, tree, sources, causal), logits).cpu().numpy()
             where = [[slot[path[t - 1]] for t in row.targets] for row, path in zip(rows, paths, strict=True)]
             flat = torch.tensor([k for w in where for k in w], device=logits.device)
             wanted = torch.tensor([row.ids[t] for row in rows for t in row.targets], device=logits.device)
@@ -223,14 +223,14 @@ class Scorer:
         return logits.float()  # type: ignore[no-any-return]
 
 
-def _kl(p_logits: torch.Tensor, q_logits: torch.Tensor, q_lse: torch.Tensor) -> torch.Tensor:
+def _kl(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
     """KL(p || q) of each row in nats, in slices so that no third logits-sized tensor is held."""
     import torch
 
     out = torch.empty(len(p_logits), dtype=torch.float32, device=p_logits.device)
     for i in range(0, len(p_logits), 64):
         log_p = p_logits[i : i + 64].log_softmax(-1)
-        log_q = q_logits[i : i + 64] - q_lse[i : i + 64, None]
+        log_q = q_logits[i : i + 64].log_softmax(-1)  # the same operation, so that equal models have exactly 0
         out[i : i + 64] = (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
     return out
 

@@ -130,7 +130,7 @@ def _arm_values(arms: Sequence[str], values: Floats, draws: Floats, cfg: EvalCon
 
 def _noise(t: SuiteTable, floor: SuiteTable | None) -> dict[str, Any] | None:
     """What other batches change in the base's results. KL of the base to itself is 0 by definition; for it the
-    noise is that of the token loss, in the same unit."""
+    noise is the mean absolute change of the token loss, which is in the same unit."""
     metric = "nll" if t.primary == "kl" else t.primary
     if floor is None or metric not in floor.metrics:
         return None
@@ -141,7 +141,7 @@ def _noise(t: SuiteTable, floor: SuiteTable | None) -> dict[str, Any] | None:
         "mean_abs": float(np.abs(change).mean()),
         "max_abs": float(np.abs(change).max()),
         "flips": flips,
-        "diff": float(change.mean()),
+        "diff": float(np.abs(change).mean() if t.primary == "kl" else change.mean()),
     }
 
 

@@ -70,12 +70,16 @@ def _kept(results: dict[str, Any], arm: str, confidence: float) -> str:
     if arm != PLAIN and PLAIN in results["forgetting"]:
         plain = f"; plain SFT {_change(results['forgetting'][PLAIN], unit)}"
     if compared["vs_base"]["better"] is True:
-        return f"{_name(arm)} improved {where} by {_amount(-high, unit)} to {_amount(-low, unit)} of {metric}, {sure}{plain}"
+        by = f"{_range(-high, -low, unit)} of {metric}"
+        return f"{_name(arm)} improved {where} by {by}, {sure}{plain}"
     if compared["vs_base"]["better"] is None:
-        found = "no loss could be shown"
-        bound = f"a loss of more than {_amount(high, unit)} of {metric} is ruled out" if high > 0 else "none is likely"
-        return f"{where}, {found} for {_name(arm)}: {bound} ({sure}){plain}"
-    text = f"{_name(arm)} lost {_amount(low, unit)} to {_amount(high, unit)} of {metric} {where}, {sure}{plain}"
+        if low == high == 0:
+            return f"{where}, {_name(arm)} lost nothing{plain}"
+        ends = (-high, -low) if suite["higher_is_better"] else (low, high)
+        bound = f"the change in {metric} lies between {_signed(ends[0], unit)} and {_signed(ends[1], unit)}"
+        return f"{where}, no loss could be shown for {_name(arm)}: {bound} ({sure}){plain}"
+    verb = "lost" if suite["higher_is_better"] else "became worse by"
+    text = f"{_name(arm)} {verb} {_range(low, high, unit)} of {metric} {where}, {sure}{plain}"
     if compared["vs_sft"] is None:
         return text
     recovery = compared["recovery"]
@@ -90,10 +94,10 @@ def _kept(results: dict[str, Any], arm: str, confidence: float) -> str:
 def _change(loss: dict[str, Any], unit: str) -> str:
     low, high = loss["ci"]
     if not loss["significant"]:
-        return f"lost no measurable amount ({_amount(low, unit)} to {_amount(high, unit)})"
+        return f"lost no measurable amount ({_range(low, high, unit)})"
     if loss["value"] > 0:
-        return f"lost {_amount(low, unit)} to {_amount(high, unit)}"
-    return f"improved by {_amount(-high, unit)} to {_amount(-low, unit)}"
+        return f"lost {_range(low, high, unit)}"
+    return f"improved by {_range(-high, -low, unit)}"
 
 
 def _gained(results: dict[str, Any], gain: dict[str, Any]) -> str:
@@ -101,10 +105,10 @@ def _gained(results: dict[str, Any], gain: dict[str, Any]) -> str:
     low, high = gain["ci"]
     unit, metric = suite["unit"], _metric(gain["metric"])
     if not gain["significant"]:
-        return f"no improvement could be shown ({_amount(low, unit)} to {_amount(high, unit)} of {metric})"
+        return f"no improvement could be shown ({_range(low, high, unit)} of {metric})"
     if gain["value"] > 0:
-        return f"it improved by {_amount(low, unit)} to {_amount(high, unit)} of {metric}"
-    return f"it became worse by {_amount(-high, unit)} to {_amount(-low, unit)} of {metric}"
+        return f"it improved by {_range(low, high, unit)} of {metric}"
+    return f"it became worse by {_range(-high, -low, unit)} of {metric}"
 
 
 def _metric(name: str) -> str:
@@ -118,6 +122,16 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:.3f} nats" if unit == "nats" else f"{value:.3g}"
 
 
+def _signed(value: float, unit: str) -> str:
+    sign = "−" if value < 0 else "+"
+    return f"{sign}{_amount(abs(value), unit)}"
+
+
+def _range(low: float, high: float, unit: str) -> str:
+    """Two amounts with one unit behind them."""
+    return f"{_amount(low, unit).split()[0]} to {_amount(high, unit)}"
+
+
 def _notes(results: dict[str, Any], arm: str) -> list[str]:
     notes = []
     loss = results["forgetting"].get(arm)
@@ -126,8 +140,7 @@ def _notes(results: dict[str, Any], arm: str) -> list[str]:
         compared = suite["differences"][arm]
         if suite["kind"] == "retention" and name != head and compared["vs_base"]["better"] is False:
             low, high = sorted(map(abs, compared["vs_base"]["ci"]))
-            amount = f"{_amount(low, suite['unit'])} to {_amount(high, suite['unit'])}"
-            notes.append(f"Also worse on {name}: {amount} of {_metric(suite['metric'])}.")
+            notes.append(f"Also worse on {name}: {_range(low, high, suite['unit'])} of {_metric(suite['metric'])}.")
         floor = suite["noise_floor"]
         if floor and floor["flips"]:
             notes.append(f"{name}: other batches alone change {floor['flips']} of {floor['n']} results of the base.")
@@ -135,8 +148,10 @@ def _notes(results: dict[str, Any], arm: str) -> list[str]:
         if name == head and recovery and not recovery["defined"]:
             notes.append(f"Recovery on {name} is undefined: {recovery['reason']}.")
         if name == head and suite["mdd"] is not None and compared["vs_base"]["significant"] is False:
-            notes.append(f"{name}: {suite['n']} items find a difference of {_amount(suite['mdd'], suite['unit'])} with "
-                         "80 % power; a smaller one may have gone unseen.")  # fmt: skip
+            size = _amount(suite["mdd"], suite["unit"])
+            notes.append(
+                f"{name}: {suite['n']} items find a difference of {size} with 80 % power; a smaller one may go unseen."
+            )
     if head == "facts":
         text = "facts holds items the base gets right, so any change shows as a loss"
         notes.append(

@@ -1,0 +1,127 @@
+"""Statistics against scipy, exact cases and coverage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as reference
+
+from regrow.evaluate.stats import (
+    bootstrap_means,
+    bootstrap_p,
+    mcnemar_exact,
+    mean_interval,
+    minimum_detectable_difference,
+    paired_difference,
+    percentile_interval,
+    recovery_interval,
+)
+
+
+def test_interval_agrees_with_scipys_percentile_bootstrap() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=200)
+    ours = mean_interval(values, resamples=20_000, seed=1)
+    theirs = reference.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_resamples_follow_the_seed_and_are_shared_by_all_columns() -> None:
+    table = np.random.default_rng(0).normal(size=(50, 3))
+    together = bootstrap_means(table, 300, seed=5)
+    assert np.allclose(together[:, 1], bootstrap_means(table[:, 1], 300, seed=5)[:, 0])
+    assert np.array_equal(together, bootstrap_means(table, 300, seed=5))
+    assert not np.array_equal(together, bootstrap_means(table, 300, seed=6))
+
+
+def test_bootstrap_of_many_items_runs_in_slices() -> None:
+    values = np.random.default_rng(0).normal(size=50_000)
+    draws = bootstrap_means(values, 200, seed=0)[:, 0]
+    assert draws.std() == pytest.approx(values.std() / np.sqrt(len(values)), rel=0.2)
+
+
+def test_pairing_narrows_the_interval_of_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0, 5, 300)
+    before, after = hard + rng.normal(0, 0.1, 300), hard + 0.2 + rng.normal(0, 0.1, 300)
+    paired = paired_difference(after, before)
+    assert paired.excludes_zero
+    assert paired.high - paired.low < 0.06
+    assert paired.low < 0.2 < paired.high + 0.02
+
+
+def test_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for k in range(300):
+        found = mean_interval(rng.normal(1.0, 2.0, 80), resamples=600, seed=k)
+        hits += found.low <= 1.0 <= found.high
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_constant_values_have_an_interval_without_width() -> None:
+    found = mean_interval(np.full(37, 0.1), resamples=200)
+    assert found.low == found.value == found.high
+
+
+def test_no_items_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no items"):
+        bootstrap_means(np.empty((0, 2)), 10, 0)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 20), st.integers(0, 20))
+def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs(won: int, lost: int, both: int, none: int) -> None:
+    before = [0.0] * won + [1.0] * lost + [1.0] * both + [0.0] * none
+    after = [1.0] * won + [0.0] * lost + [1.0] * both + [0.0] * none
+    expected = reference.binomtest(won, won + lost).pvalue if won + lost else 1.0
+    assert mcnemar_exact(after, before) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_thousands_of_pairs_does_not_overflow() -> None:
+    before, after = np.zeros(5000), np.zeros(5000)
+    after[:1600], before[1600:3100] = 1, 1
+    assert mcnemar_exact(after, before) == pytest.approx(reference.binomtest(1600, 3100).pvalue, rel=1e-6)
+
+
+def test_bootstrap_p_is_near_the_t_test_and_1_without_a_difference() -> None:
+    diff = np.random.default_rng(3).normal(0.15, 1.0, 200)
+    p = bootstrap_p(bootstrap_means(diff, 20_000, 0)[:, 0])
+    assert p == pytest.approx(reference.ttest_1samp(diff, 0).pvalue, abs=0.02)
+    assert bootstrap_p(np.zeros(500)) == 1.0
+    assert bootstrap_p(np.full(999, 2.0)) == pytest.approx(2 / 1000)
+
+
+def test_minimum_detectable_difference_has_the_power_it_names() -> None:
+    rng = np.random.default_rng(0)
+    n, sd = 400, 0.5
+    mdd = minimum_detectable_difference(rng.normal(0, sd, n))
+    assert mdd == pytest.approx(2.8016 * sd / np.sqrt(n), rel=0.1)
+    assert mdd is not None
+    found = sum(reference.ttest_1samp(rng.normal(mdd, sd, n), 0).pvalue < 0.05 for _ in range(500))
+    assert 0.7 < found / 500 < 0.9
+    assert minimum_detectable_difference([1.0]) is None
+
+
+def test_recovery_is_the_ratio_of_differences_with_a_paired_interval() -> None:
+    rng = np.random.default_rng(0)
+    base = np.ones(500)
+    sft = (rng.random(500) > 0.4).astype(float)
+    arm = np.maximum(sft, (rng.random(500) > 0.25).astype(float))
+    draws = bootstrap_means(np.stack([arm, sft, base], axis=1), 2000, 0)
+    found = recovery_interval(arm, sft, base, 0.95, (draws[:, 0], draws[:, 1], draws[:, 2]))
+    assert found.value == pytest.approx((arm.mean() - sft.mean()) / (1 - sft.mean()))
+    assert found.low < found.value < found.high < 1
+    whole = recovery_interval(base, sft, base, 0.95, (draws[:, 2], draws[:, 1], draws[:, 2]))
+    assert (whole.low, whole.value, whole.high) == (1, 1, 1)
+    with pytest.raises(ValueError, match="undefined"):
+        recovery_interval(arm, base, base, 0.95, (draws[:, 0], draws[:, 2], draws[:, 2]))
+
+
+def test_percentile_interval_takes_the_level_it_is_given() -> None:
+    draws = np.arange(1001.0)
+    found = percentile_interval(500, draws, 0.8)
+    assert (found.low, found.high) == pytest.approx((100, 900))
