@@ -150,18 +150,20 @@ class _Reading:
     def add(self, records: Iterator[Record], file: str, shown: str, root: Path | None) -> None:
         """Read one file to its end, or until `limit` is reached."""
         current: Format | None = self.forced
-        empty = True
-        for record in records:
-            empty = False
+        n = last_line = 0
+        for n, record in enumerate(records, 1):
             if self.full:
                 return
             where = f"{file}:{record.line}"
+            if record.line == last_line:  # a JSON array on one line
+                where += f" (row {n})"
+            last_line = record.line
             try:
                 if isinstance(record.data, BadRow):
                     raise record.data
                 data = self._renamed(record.data)
                 current = self._format_of(data, current)
-                row = self._row(data, current, root, shown, record.line)
+                row = self._row(data, current, root, shown, record.line, n)
                 if self._is_new(row, where):
                     self.rows.append(row)
                     self.formats[current.name] = None
@@ -169,7 +171,7 @@ class _Reading:
                 if not self.drop:
                     raise DataError(bad.message, where=where, hint=bad.hint) from None
                 self.dropped[bad.reason] += 1
-        if empty:
+        if n == 0:
             if not self.drop:
                 raise DataError("the file is empty", where=file)
             self.dropped["empty file"] += 1
@@ -204,8 +206,9 @@ class _Reading:
             )
         return found
 
-    def _row(self, data: Mapping[str, Any], form: Format, root: Path | None, file: str, line: int) -> Row:
-        parsed = form.parse(data, root)
+    def _row(self, data: Mapping[str, Any], form: Format, root: Path | None, file: str, line: int, n: int) -> Row:
+        meta = _meta(data)
+        parsed = form.parse({**data, "meta": meta}, root)
         messages = check_dialogue(parsed.messages, kind=parsed.kind)
         check_images(messages, parsed.images)
         size = sum(len(str(m["content"])) for m in messages)
@@ -213,14 +216,13 @@ class _Reading:
             raise BadRow("too long", f"the row is {size:,} characters long; the limit is {self.limits.row_bytes:,}")
         known = {*COMMON, *form.required, *form.optional}
         self.ignored.update(str(c) for c, v in data.items() if c not in known and v is not None)
-        meta = _meta(data)
         if parsed.kind:
             meta["kind"] = parsed.kind
         meta.setdefault("file", file)
         meta.setdefault("line", line)
         own_source = data.get("source")
         return Row(
-            id=_id(data.get("id"), file, line), messages=messages, images=parsed.images, meta=meta,
+            id=_id(data.get("id"), f"{file}#{n}"), messages=messages, images=parsed.images, meta=meta,
             source=own_source if own_source in ("domain", "replay") else self.source,
             domain=_label(data.get("domain")) or _label(data.get("channel")) or self.domain or self.default_domain,
         )  # fmt: skip
@@ -255,20 +257,24 @@ class _Reading:
         return ReadResult(self.rows, dict(sorted(self.dropped.items())), "+".join(names), files, ignored)
 
 
-def _id(value: object, file: str, line: int) -> str:
+def _id(value: object, default: str) -> str:
     if value is None or value == "":
-        return f"{file}:{line}"
+        return default
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return require_text(value, "the id")
 
 
 def _label(value: object) -> str:
-    return value.strip() if isinstance(value, str) else ""
+    return require_text(value, "the domain").strip() if isinstance(value, str) else ""
 
 
 def _meta(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The row's ``meta`` when it is an object (or its JSON, as in our Parquet files), and its ``group``."""
+    """The row's ``meta`` when it is an object (or its JSON, as in our Parquet files), and its ``group``.
+
+    Raises:
+        BadRow: It holds what could not be written again (NaN, bytes, a lone surrogate).
+    """
     value = data.get("meta")
     if isinstance(value, str) and value.startswith("{"):
         try:
@@ -278,4 +284,8 @@ def _meta(data: Mapping[str, Any]) -> dict[str, Any]:
     meta = dict(value) if isinstance(value, Mapping) else {}
     if data.get("group") is not None:
         meta["group"] = data["group"]
+    try:
+        json.dumps(meta, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (ValueError, TypeError) as err:
+        raise BadRow("bad meta", f"'meta' (or 'group') has no JSON form: {err}") from None
     return meta

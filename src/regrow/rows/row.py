@@ -8,7 +8,7 @@ from typing import Any, Literal
 Role = Literal["system", "user", "assistant", "tool"]
 Source = Literal["domain", "replay"]
 Message = dict[str, Any]
-"""``{"role": Role, "content": str | list[block]}``; blocks (``{"type": "text"|"image", ...}``) only when there are images."""
+"""``{"role": Role, "content": str | list[block]}``; blocks (``{"type": "text"|"image", ...}``) only with images."""
 
 
 @dataclass(slots=True)
