@@ -81,12 +81,12 @@ def _dialogue(suite: str, row_id: str, question: str, answer: str) -> Item:
 def items(kit: Path, n: int) -> list[Item]:
     """About ``n`` items of each kit suite."""
     out: list[Item] = []
-    news = [r for r in read(kit / "continual/agnews.jsonl") if r["split"] == "test"]
+    news = pick([r for r in read(kit / "continual/agnews.jsonl") if r["split"] == "test"], 3 * n)
     for r in news:
         out.append(
             Item(
                 id=r["id"],
-                suite="news",
+                suite="heldout",
                 domain="news",
                 kind="choice",
                 messages=[{"role": "user", "content": news_question(r)}],
@@ -95,15 +95,15 @@ def items(kit: Path, n: int) -> list[Item]:
             )
         )
     for r in pick(general_dialogues(kit)[1], n):
-        out.append(_dialogue("instructions", r["id"], instruction(r), r["output"][:600]))
-    code = [r for r in read(kit / "code/code_instruct.jsonl") if len(r["output"]) <= 800]
+        out.append(_dialogue("instructions", r["id"], instruction(r), r["output"][:400]))
+    code = [r for r in read(kit / "code/code_instruct.jsonl") if len(r["output"]) <= 500]
     for r in pick(code, n):
         out.append(_dialogue("code", r["id"], instruction(r), r["output"]))
     medicine = [r for r in read(kit / "medicine/medquad_sft.jsonl") if r["split"] == "test"]
     for r in pick(medicine, n):
-        out.append(_dialogue("medicine", r["id"], r["instruction"], r["output"][:600]))
+        out.append(_dialogue("medicine", r["id"], r["instruction"], r["output"][:400]))
     for r in pick(read(kit / "text/speeches.jsonl"), n // 2):
-        text = r["text"][:900]
+        text = r["text"][:700]
         cut = text.index(" ", 200)
         out.append(_dialogue("speeches", r["id"], "Continue this speech:\n\n" + text[:cut], text[cut + 1 :]))
     for r in pick(read(kit / "knowledge_mc/arc_easy.jsonl"), 3 * n):
@@ -118,7 +118,7 @@ def items(kit: Path, n: int) -> list[Item]:
                 answer_index=r["answer_index"],
             )
         )
-    for r in pick(read(kit / "general_qa/wikidata_facts.jsonl"), 4 * n):
+    for r in pick(read(kit / "general_qa/wikidata_facts.jsonl"), 3 * n):
         out.append(
             Item(
                 id=r["id"],
@@ -127,18 +127,6 @@ def items(kit: Path, n: int) -> list[Item]:
                 kind="answer",
                 messages=[{"role": "user", "content": f"Complete the sentence: {r['prompt']}"}],
                 answers=[r["answer"]],
-            )
-        )
-    for r in pick([r for r in read(kit / "continual/sst2.jsonl") if r["split"] == "test"], 2 * n):
-        out.append(
-            Item(
-                id=r["id"],
-                suite="sentiment",
-                domain="reviews",
-                kind="choice",
-                messages=[{"role": "user", "content": news_question(r)}],
-                choices=list(r["options"]),
-                answer_index=r["options"].index(r["output"]),
             )
         )
     return out

@@ -25,7 +25,7 @@ ARMS = ["base", *TRAINED, "interpolate"]
 CORPUS_OF = {"wide": "wide", "balance": "balance", "balance-once": "balance", "balance-soft": "balance", "real": "real"}
 REPLAY_RATIO = 0.25
 ROWS_A_STEP = 4
-DOMAIN_ROWS = 160
+DOMAIN_ROWS = 100
 LEARNING_RATE = {"lora": 2e-3}
 TOP_K = 32
 
@@ -44,12 +44,12 @@ def grow_corpora(out: Path, kit: Path, tokens: int) -> None:
     model = resolve_model("smollm2")
     all_items = out / "items.jsonl"
     if not all_items.exists():
-        own = build_suites(EvalConfig(suites=["facts"], n_facts=640, pool_sample=0), model, [], out / "suites", seed=0)
-        wanted = [*read_items(own), *items(kit, 48)]
+        own = build_suites(EvalConfig(suites=["facts"], n_facts=320, pool_sample=0), model, [], out / "suites", seed=0)
+        wanted = [*read_items(own), *items(kit, 32)]
         tmp = all_items.with_suffix(".tmp")
         tmp.write_text("".join(json.dumps(asdict(i)) + "\n" for i in wanted), encoding="utf-8")
         tmp.rename(all_items)
-    common = {"tokens": tokens, "top_logprobs": TOP_K, "answer": {"max_new_tokens": [160, 224]}}
+    common = {"engine": "transformers", "tokens": tokens, "top_logprobs": TOP_K, "answer": {"max_new_tokens": [128, 160]}}
     for shape, extra in {"balance": {"shape": [8, 2, 2, 1]}, "wide": {"shape": "wide", "turns": 2}}.items():
         grown = out / "grow" / shape
         if not (grown / "dialogues.parquet").exists():
@@ -58,7 +58,7 @@ def grow_corpora(out: Path, kit: Path, tokens: int) -> None:
         if not (cleaned / "dialogues.parquet").exists():
             curate(
                 grown,
-                CurateConfig(holdout_dialogues=40 if shape == "balance" else 0),
+                CurateConfig(holdout_dialogues=24 if shape == "balance" else 0),
                 cleaned,
                 items=read_items(all_items),
                 domain_rows=domain_rows(kit, DOMAIN_ROWS),
@@ -156,7 +156,7 @@ def evaluate_seed(out: Path, seed: int) -> None:
         interpolate(base, folder / "sft/train/model", 0.5, half)
     models = {"base": base} | {arm: folder / arm / "train/model" for arm in TRAINED} | {"interpolate": half}
     wanted = read_items(out / "items.jsonl") + read_items(out / "corpus/balance/own_dialogues.jsonl")
-    cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=40, noise_floor=seed == 0)
+    cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=24, noise_floor=seed == 0)
     evaluate(models, wanted, cfg, folder / "eval", seed=seed)
     (folder / "evaluated").write_text("yes\n")
 
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--grow-tokens", type=int, default=16_000)
+    parser.add_argument("--grow-tokens", type=int, default=9_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--job", nargs=2, metavar=("ARM", "SEED"))
