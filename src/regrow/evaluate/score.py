@@ -142,6 +142,8 @@ class Scorer:
 
         self.model, self.reference = model, reference
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # A tree mask replaces the masks of sliding-window layers, so rows longer than the window are scored alone.
+        self.window = min(_window(m) for m in (model, reference) if m is not None)
         self.tree = self._tree_works()
         if not self.tree:
             note("this model does not support tree attention; scoring every row on its own (slower, same numbers)")
@@ -162,9 +164,12 @@ class Scorer:
 
     def score(self, rows: Sequence[TokenRow], *, kl: bool = False) -> list[RowScore]:
         """Score rows in one forward pass over their common tree. Deterministic for the same rows in the same order."""
-        if self.tree:
-            return self._score_tree(rows, kl=kl)
-        return [self._score_tree([row], kl=kl, causal=True)[0] for row in rows]
+        merged = [k for k, row in enumerate(rows) if self.tree and len(row.ids) <= self.window]
+        scores = dict(zip(merged, self._score_tree([rows[k] for k in merged], kl=kl), strict=True)) if merged else {}
+        for k, row in enumerate(rows):
+            if k not in scores:
+                scores[k] = self._score_tree([row], kl=kl, causal=True)[0]
+        return [scores[k] for k in range(len(rows))]
 
     def _score_tree(self, rows: Sequence[TokenRow], *, kl: bool, causal: bool = False) -> list[RowScore]:
         import torch
@@ -221,6 +226,13 @@ class Scorer:
         else:
             logits = model(**inputs, use_cache=False).logits[0, index]
         return logits.float()  # type: ignore[no-any-return]
+
+
+def _window(model: Any) -> float:
+    """Tokens that every layer sees at least: the sliding window or chunk of its narrowest layers, or infinity."""
+    config = model.config.get_text_config()
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((float(size) for size in sizes if size), default=float("inf"))
 
 
 def _kl(p_logits: torch.Tensor, q_logits: torch.Tensor) -> torch.Tensor:
