@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from regrow.errors import DataError, MissingExtra
@@ -60,7 +61,7 @@ def run_task(name: str, model: Any, tokenizer: Any, cfg: EvalConfig, seed: int) 
         from lm_eval.models.huggingface import HFLM
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "lm-eval", "eval", f"suite '{PREFIX}{name}'") from error
-    manager = _manager(cfg)
+    manager = _manager(cfg.lm_eval_include_path)
     _load(name, cfg)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=cfg.lm_eval_batch_size)
     results = simple_evaluate(
@@ -100,16 +101,18 @@ def _output(sample: dict[str, Any]) -> str:
     return ""
 
 
-def _manager(cfg: EvalConfig) -> Any:
+@lru_cache(maxsize=4)
+def _manager(include_path: str | None) -> Any:
+    """lm-eval's index of tasks; reading its thousands of files takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=cfg.lm_eval_include_path)
+    return TaskManager(include_path=include_path)
 
 
 def _load(name: str, cfg: EvalConfig) -> dict[str, Any]:
     """Task name -> task, of a task or a group."""
     try:
-        manager = _manager(cfg)
+        manager = _manager(cfg.lm_eval_include_path)
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "lm-eval", "eval", f"suite '{PREFIX}{name}'") from error
     if name not in manager.all_tasks:
