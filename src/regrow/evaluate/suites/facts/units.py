@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regrow.evaluate.suites.facts.fact import Fact, relation
+from regrow.evaluate.suites.facts.fact import Fact, relation, words
 
 MEASURES = {
     "length": "meter", "mass": "gram", "time": "second", "temperature": "kelvin", "area": "meter ** 2",
@@ -10,20 +10,25 @@ MEASURES = {
     "pressure": "pascal", "electric current": "ampere", "voltage": "volt", "electrical resistance": "ohm",
 }  # fmt: skip
 """Quantity and a unit of it."""
-UNITS = """meter kilometer centimeter millimeter inch foot yard mile parsec light_year angstrom fathom
-gram kilogram pound ounce ton second minute hour day week month year century
-kelvin acre hectare liter gallon pint quart barrel knot newton dyne joule calorie watt horsepower pascal bar
-ampere volt ohm""".split()
-SYMBOLS = """meter kilometer centimeter millimeter gram kilogram milligram second hour kelvin newton joule watt kilowatt
-pascal ampere volt hertz mole liter milliliter inch foot yard mile pound ounce kilobyte megabyte gigabyte""".split()
-CONVERSIONS = """minute:second hour:minute day:hour week:day year:month century:year millennium:year
-meter:centimeter kilometer:meter centimeter:millimeter meter:millimeter kilogram:gram gram:milligram ton:pound
-liter:milliliter foot:inch yard:foot yard:inch mile:foot pound:ounce gallon:quart quart:pint gallon:pint
-kilowatt:watt megawatt:kilowatt kilovolt:volt byte:bit kilometer:centimeter""".split()
+UNITS = words("""
+meter kilometer centimeter millimeter inch foot yard mile parsec light_year angstrom fathom gram kilogram pound
+ounce ton second minute hour day week month year century kelvin acre hectare liter gallon pint quart barrel knot
+newton dyne joule calorie watt horsepower pascal bar ampere volt ohm
+""")
+SYMBOLS = words("""
+meter kilometer centimeter millimeter gram kilogram milligram second hour kelvin newton joule watt kilowatt
+pascal ampere volt hertz mole liter milliliter inch foot yard mile pound ounce kilobyte megabyte gigabyte
+""")
+CONVERSIONS = words("""
+minute:second hour:minute day:hour week:day year:month century:year millennium:year meter:centimeter
+kilometer:meter centimeter:millimeter meter:millimeter kilogram:gram gram:milligram ton:pound liter:milliliter
+foot:inch yard:foot yard:inch mile:foot pound:ounce gallon:quart quart:pint gallon:pint kilowatt:watt
+megawatt:kilowatt kilovolt:volt byte:bit kilometer:centimeter
+""")
 
 
 def facts() -> list[Fact]:
-    """About 110 facts."""
+    """About 100 facts."""
     from pint import UnitRegistry
 
     registry = UnitRegistry()
