@@ -28,9 +28,18 @@ ROWS_A_STEP = 4
 DOMAIN_ROWS = 100
 LEARNING_RATE = {"lora": 2e-3}
 TOP_K = 32
+TOPICS = [
+    "health and medicine",
+    "computer programming",
+    "history and society",
+    "science and nature",
+    "business and work",
+    "everyday life",
+]
+"""Few topics, so that each is a bush and not a single branch at this size."""
 
 
-def grow_corpora(out: Path, kit: Path, tokens: int) -> None:
+def grow_corpora(out: Path, kit: Path, dialogues: int) -> None:
     """Grow both shapes to the same budget, clean them, and shape the real dialogues like a corpus."""
     from regrow.curate.config import CurateConfig
     from regrow.curate.stage import curate
@@ -49,7 +58,15 @@ def grow_corpora(out: Path, kit: Path, tokens: int) -> None:
         tmp = all_items.with_suffix(".tmp")
         tmp.write_text("".join(json.dumps(asdict(i)) + "\n" for i in wanted), encoding="utf-8")
         tmp.rename(all_items)
-    common = {"engine": "transformers", "tokens": tokens, "top_logprobs": TOP_K, "answer": {"max_new_tokens": [128, 160]}}
+    common = {
+        "engine": "transformers",  # the exact distribution of the weights that are trained
+        "dialogues": dialogues,
+        "topics": TOPICS,
+        "top_logprobs": TOP_K,
+        "answer": {"max_new_tokens": [128, 160]},
+        "retries": 1,
+        "refill_rounds": 2,
+    }
     for shape, extra in {"balance": {"shape": [8, 2, 2, 1]}, "wide": {"shape": "wide", "turns": 2}}.items():
         grown = out / "grow" / shape
         if not (grown / "dialogues.parquet").exists():
@@ -189,7 +206,7 @@ def main() -> None:
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--grow-tokens", type=int, default=9_000)
+    parser.add_argument("--dialogues", type=int, default=72)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--job", nargs=2, metavar=("ARM", "SEED"))
@@ -202,7 +219,7 @@ def main() -> None:
     if args.evaluate is not None:
         evaluate_seed(args.out, args.evaluate)
         return
-    grow_corpora(args.out, args.kit, args.grow_tokens)
+    grow_corpora(args.out, args.kit, args.dialogues)
     me = [sys.executable, str(Path(__file__).resolve()), "--kit", str(args.kit), "--out", str(args.out)]
     for seed in args.seeds:
         # sft-long takes its number of steps from balance, so it comes after.
