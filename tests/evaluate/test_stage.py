@@ -16,7 +16,7 @@ import pytest
 from regrow.errors import DataError
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Item
-from regrow.evaluate.stage import CACHE, build_suites, evaluate
+from regrow.evaluate.stage import CACHE, _enough, build_suites, evaluate
 from regrow.models.load import resolve_model
 from regrow.rows.row import Row
 from tests.evaluate.models import choice, dialogues, perturbed, small_pool
@@ -63,6 +63,14 @@ def test_a_second_call_asks_the_base_nothing_and_gives_the_same_items(run, tiny_
     before = (out / "suites/items.jsonl").read_bytes(), (out / "suites" / CACHE).read_bytes()
     build_suites(CFG, resolve_model(str(tiny_model_dir)), ROWS, out / "suites", seed=0, pool=small_pool)
     assert before == ((out / "suites/items.jsonl").read_bytes(), (out / "suites" / CACHE).read_bytes())
+
+
+def test_a_domain_without_candidates_left_does_not_keep_the_search_going() -> None:
+    right = [choice(f"a{k}", domain="a") for k in range(20)] + [choice(f"b{k}", domain="b") for k in range(2)]
+    more = [choice("c", domain="a")]
+    assert _enough(right, more, 20)
+    assert not _enough(right, [*more, choice("d", domain="b")], 20)
+    assert not _enough(right, more, 23)
 
 
 def test_results_have_the_keys_of_the_schema(run) -> None:

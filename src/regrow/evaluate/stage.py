@@ -30,8 +30,6 @@ from regrow.rows.writers import atomic_write_text, write_json_lines
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
 
-ROUND = 2
-"""Pool items scored a round, in multiples of ``n_facts``."""
 NOISE_BATCH = 0.6
 """Size of the second pass's batches against the first's: other shapes, other rounding."""
 CACHE = "scores.jsonl"
@@ -96,13 +94,12 @@ def build_suites(
 
 def _facts(cfg: EvalConfig, model: ResolvedModel, out: Path, seed: int, pool: PoolBuilder) -> list[Item]:
     deck = interleave(one_item_a_fact(pool(seed), seed), seed)
-    domains = {i.domain for i in deck}
     arm = load_arm(BASE, model.path, cfg)
     asked: list[Item] = []
     records: list[Record] = []
     with ScoreCache(out / CACHE) as cache:
-        while len(asked) < len(deck) and not _enough(known(asked, records), domains, cfg.n_facts):
-            more = deck[len(asked) : len(asked) + ROUND * cfg.n_facts]
+        while len(asked) < len(deck) and not _enough(known(asked, records), deck[len(asked) :], cfg.n_facts):
+            more = deck[len(asked) : len(asked) + cfg.n_facts]
             records += measure(arm, more, cfg, cache, label="asking the base what it knows")
             asked += more
     chosen = select_known(asked, records, cfg.n_facts, seed=seed)
@@ -123,9 +120,10 @@ def _facts(cfg: EvalConfig, model: ResolvedModel, out: Path, seed: int, pool: Po
     return chosen + [replace(i, suite=FACTS_POOL, meta={"fact": i.meta["fact"]}) for i in drawn]
 
 
-def _enough(right: Sequence[Item], domains: set[str], n: int) -> bool:
-    """Whether ``n`` known items can be taken with no domain far below its share."""
-    share = n / (2 * max(1, len(domains)))
+def _enough(right: Sequence[Item], left: Sequence[Item], n: int) -> bool:
+    """Whether ``n`` items are known, with no domain that has candidates left below half its share."""
+    domains = {i.domain for i in left}
+    share = n / (2 * max(1, len(domains | {i.domain for i in right})))
     return len(right) >= n and all(sum(i.domain == d for i in right) >= share for d in domains)
 
 
