@@ -5,6 +5,10 @@ With plain SGD at learning rate 1 and no clipping the weight change of one step 
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+from regrow.train.checkpoints import read_marker
 from regrow.train.config import TrainConfig
 from regrow.train.stage import train
-from tests.train.helpers import largest_difference, random_rows, token_row, weights_of, write_mix
+from tests.train.helpers import largest_difference, log_lines, random_rows, token_row, weights_of, write_mix
 
 ONE_STEP: dict[str, Any] = {
     "learning_rate": 1.0,
@@ -148,6 +153,36 @@ def test_once_and_paths_weights_on_a_toy_tree(tiny_model_dir, tmp_path):
             if key in g_a:
                 wanted = before[key] - (count_a * g_a[key] + g_b[key] + g_c[key]) / norm
                 assert torch.allclose(saved[key], wanted, atol=1e-5), (name, key)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one(mix, reference, tiny_model_dir, tmp_path):
+    """Data-parallel training under torchrun (gloo, two CPU processes), replay and top-k on some processes only."""
+    settings = ONE_STEP | {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "keep_checkpoints": True,
+    }
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys\nfrom regrow.train.config import TrainConfig\nfrom regrow.train.stage import train\n"
+        "train(sys.argv[1], sys.argv[2], TrainConfig(**json.loads(sys.argv[4])), sys.argv[3], seed=0)\n"
+    )
+    for name, more in (("hard", {}), ("soft", {"replay_loss": "soft"})):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+        arguments = [str(tiny_model_dir), str(mix), str(tmp_path / name), json.dumps(settings | more)]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+    assert largest_difference(reference, tmp_path / "hard" / "model") < 1e-5
+    soft = step(tiny_model_dir, mix, tmp_path / "one", per_device_train_batch_size=8, replay_loss="soft")
+    assert largest_difference(soft, tmp_path / "soft" / "model") < 1e-5
+    for name, alone in (("hard", reference.parent), ("soft", tmp_path / "one")):
+        (two,), (one,) = log_lines(tmp_path / name), log_lines(alone)
+        same = [k for k in one if k not in ("tok_s", "grad_norm")]
+        assert {k: two[k] for k in same} == pytest.approx({k: one[k] for k in same}, rel=1e-5)
+        (checkpoint,) = (tmp_path / name / "checkpoints").glob("checkpoint-*")
+        assert {"rng_state_0.pth", "rng_state_1.pth"} <= read_marker(checkpoint)["files"].keys()
 
 
 def test_lora_leaves_the_base_weights_alone(tiny_model_dir, mix, tmp_path):

@@ -99,7 +99,7 @@ def _by_step(root: Path) -> list[Path]:
     return [p for _, p in sorted(((int(n), p) for n, p in named if n.isdigit()), reverse=True)]
 
 
-def newest_complete(root: Path, fingerprint: str) -> Path | None:
+def newest_complete(root: Path, fingerprint: str, *, quiet: bool = False) -> Path | None:
     """The newest checkpoint that is complete and made with the same settings; others are skipped with a note."""
     for folder in _by_step(root):
         problem = why_incomplete(folder)
@@ -107,7 +107,8 @@ def newest_complete(root: Path, fingerprint: str) -> Path | None:
             problem = "it was made with other settings, data or base model"
         if problem is None:
             return folder
-        note(f"{folder}: not resumed from, {problem}")
+        if not quiet:
+            note(f"{folder}: not resumed from, {problem}")
     return None
 
 

@@ -102,25 +102,30 @@ def train(
     mix_file, checkpoints = mix_dir / "train.parquet", out / "checkpoints"
     if not mix_file.is_file():
         raise RunError("there is no mix here", where=str(mix_file), hint="run the mix stage first")
+    from accelerate import PartialState
+
     out.mkdir(parents=True, exist_ok=True)
     mark = fingerprint(cfg, model_dir, mix_file, seed)
     finished = _finished(out, mark, cfg)
     if resume and finished is not None:
         return finished
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    (out / SUMMARY).unlink(missing_ok=True)
     started = time.monotonic()
+    processes = PartialState()  # under torchrun every process comes here; one of them tidies, writes and speaks
     with disk_errors(out), _quiet_libraries():
-        start = newest_complete(checkpoints, mark) if checkpoints.is_dir() else None
-        if start is None:
-            shutil.rmtree(checkpoints, ignore_errors=True)
-            (out / "log.jsonl").unlink(missing_ok=True)
-        checkpoints.mkdir(exist_ok=True)
+        if processes.is_main_process:
+            (out / SUMMARY).unlink(missing_ok=True)
+            if not resume or not checkpoints.is_dir() or newest_complete(checkpoints, mark) is None:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+                (out / "log.jsonl").unlink(missing_ok=True)
+            checkpoints.mkdir(exist_ok=True)
+        processes.wait_for_everyone()
+        start = newest_complete(checkpoints, mark, quiet=True)
         summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started)
-        _write_summary(out, summary)
-    if not cfg.keep_checkpoints:
-        shutil.rmtree(checkpoints)
+        if processes.is_main_process:
+            _write_summary(out, summary)
+            if not cfg.keep_checkpoints:
+                shutil.rmtree(checkpoints)
+        processes.wait_for_everyone()
     return summary
 
 
@@ -135,6 +140,7 @@ def _train(
     mark: str,
     started: float,
 ) -> TrainSummary:
+    from accelerate import PartialState
     from transformers import set_seed
 
     from regrow.models.load import load_tokenizer
@@ -143,10 +149,18 @@ def _train(
     from regrow.train.callbacks import LogFile, Progress, read_log
 
     arguments = make_arguments(cfg, out / "checkpoints", seed)
-    rows = TokenRows(
-        mix_file, max_length=cfg.max_length, topk=cfg.replay_loss == "soft", cache_dir=out / "checkpoints" / "cache"
-    )
-    _tell_about(rows, cfg, mix_file)
+    processes = PartialState()
+    topk, cache_dir = cfg.replay_loss == "soft", out / "checkpoints" / "cache"
+    with processes.main_process_first():
+        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir)
+    if topk and rows.n_replay and not rows.n_with_topk:
+        raise RunError(
+            "train.replay_loss is soft, but no replay row carries the base model's top-k",
+            where=str(mix_file),
+            hint="grow with top-k log-probabilities, or set train.replay_loss to hard",
+        )
+    if processes.is_main_process:
+        _tell_about(rows, cfg)
     set_seed(seed)  # adapters are drawn from it
     model = _load(model_dir, cfg, bf16=use_bf16(cfg))
     n_embeddings = model.get_input_embeddings().num_embeddings
@@ -177,12 +191,15 @@ def _train(
     with ExitStack() as stack:
         trainer.add_callback(LogFile(out / "log.jsonl"))
         trainer.add_callback(Progress(label, stack))
-        if start is not None:
+        if start is not None and processes.is_main_process:
             note(f"training {label}: continuing from step {start.name.removeprefix('checkpoint-')}")
         loop_started, tokens_before = time.monotonic(), _tokens_before(start)
         _run(trainer, start)
         loop_seconds = time.monotonic() - loop_started
-    model_path, adapter_path = _save(trainer, cfg, model_dir, out)
+    if processes.is_main_process:
+        _save(trainer, cfg, model_dir, out)
+    adapter_path = out / "adapter" if cfg.method == "lora" else None
+    model_path = adapter_path if adapter_path and not cfg.merge_adapter else out / "model"
     last = (read_log(out / "log.jsonl") or [{}])[-1]
     return TrainSummary(
         steps=trainer.state.global_step,
@@ -225,18 +242,12 @@ def _quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tell_about(rows: TokenRows, cfg: TrainConfig, mix_file: Path) -> None:
-    """Say what will not be trained as asked; refuse a soft loss that would never be soft."""
+def _tell_about(rows: TokenRows, cfg: TrainConfig) -> None:
+    """Say what will not be trained as asked."""
     if rows.n_cut:
         note(f"{rows.n_cut} examples are longer than train.max_length={cfg.max_length} and lose their end")
     if rows.n_untrained:
         note(f"{rows.n_untrained} examples have no trained token left and are skipped")
-    if cfg.replay_loss == "soft" and rows.n_replay and not rows.n_with_topk:
-        raise RunError(
-            "train.replay_loss is soft, but no replay row carries the base model's top-k",
-            where=str(mix_file),
-            hint="grow with top-k log-probabilities, or set train.replay_loss to hard",
-        )
 
 
 def _load(model_dir: Path, cfg: TrainConfig, *, bf16: bool) -> PreTrainedModel:
@@ -301,22 +312,23 @@ def _run(trainer: RegrowTrainer, start: Path | None) -> None:
         ) from err
 
 
-def _save(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> tuple[Path, Path | None]:
+def _save(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+    """Write ``out/model`` (full, or merged when asked) and ``out/adapter`` (LoRA)."""
     from regrow.train.save import atomic_folder, copy_companions
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     if cfg.method == "full":
-        return save_model(model, model_dir, out / "model"), None
+        save_model(model, model_dir, out / "model")
+        return
     model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
 
     def write(tmp: Path) -> None:
         model.save_pretrained(tmp)
         copy_companions(model_dir, tmp)
 
-    adapter = atomic_folder(out / "adapter", write)
-    if not cfg.merge_adapter:
-        return adapter, adapter
-    return save_model(model.float().merge_and_unload(), model_dir, out / "model"), adapter
+    atomic_folder(out / "adapter", write)
+    if cfg.merge_adapter:
+        save_model(model.float().merge_and_unload(), model_dir, out / "model")
 
 
 def _finished(out: Path, mark: str, cfg: TrainConfig) -> TrainSummary | None:

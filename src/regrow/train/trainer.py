@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,13 @@ if TYPE_CHECKING:
 
 LOSS_CHUNK = 2048
 """Positions whose softmax is held in memory at once; the rest is recomputed in the backward pass."""
+
+
+COUNTS = (
+    "tokens", "train_tokens", "loss/domain", "weight/domain", "loss/replay", "weight/replay", "kl/replay", "kl/weight",
+    "soft_tokens", "hard_fallback_tokens",
+)  # fmt: skip
+"""Sums of an interval. Always all of them, so that processes with different batches can add them up."""
 
 
 class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
@@ -56,10 +62,13 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True
         self.remove_callback(PrinterCallback)
         self.add_callback(_EpochOrder(self._sampler))
-        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.args.device))
+        self._sums = self._zeros()
         self.tokens_seen = 0
         self.train_tokens_seen = 0.0
         self._interval_started = time.monotonic()
+
+    def _zeros(self) -> dict[str, Tensor]:
+        return {name: torch.zeros((), device=self.args.device) for name in COUNTS}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler:
         return self._sampler
@@ -130,8 +139,8 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             self._count(f"loss/{source}", (ce * weights * mask).sum())
             self._count(f"weight/{source}", (weights * mask).sum())
         self._count("train_tokens", torch.tensor(len(targets)))
+        self._count("soft_tokens", soft.sum())
         if self.cfg.replay_loss == "soft":
-            self._count("soft_tokens", soft.sum())
             self._count("hard_fallback_tokens", (replay & ~soft).sum())
         return losses
 
@@ -150,10 +159,9 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _interval_numbers(self) -> dict[str, float]:
-        names = sorted(self._sums)
-        packed = self.accelerator.reduce(torch.stack([self._sums[n] for n in names]), reduction="sum")
-        sums = dict(zip(names, packed.tolist(), strict=True))
-        self._sums.clear()
+        added = self.accelerator.reduce(torch.stack([self._sums[name] for name in COUNTS]), reduction="sum")
+        sums = dict(zip(COUNTS, added.tolist(), strict=True))
+        self._sums = self._zeros()
         seconds, self._interval_started = time.monotonic() - self._interval_started, time.monotonic()
         self.tokens_seen += int(sums["tokens"])
         self.train_tokens_seen += sums["train_tokens"]
@@ -161,11 +169,10 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         for source in ("domain", "replay"):
             if sums[f"weight/{source}"]:
                 out[f"loss/{source}"] = sums[f"loss/{source}"] / sums[f"weight/{source}"]
-        if sums.get("kl/weight"):
+        if sums["kl/weight"]:
             out["kl/replay"] = sums["kl/replay"] / sums["kl/weight"]
-        for name in ("soft_tokens", "hard_fallback_tokens"):
-            if name in sums:
-                out[name] = int(sums[name])
+        if self.cfg.replay_loss == "soft":
+            out |= {name: int(sums[name]) for name in ("soft_tokens", "hard_fallback_tokens")}
         return out | {
             "tokens": self.tokens_seen,
             "train_tokens": int(self.train_tokens_seen),
@@ -174,9 +181,11 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        added = self.accelerator.reduce(torch.stack([self._sums[name] for name in COUNTS]), reduction="sum")
+        self.accelerator.wait_for_everyone()  # each process has written its random state
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            pending = {name: value.item() for name, value in self._sums.items()}
+            pending = dict(zip(COUNTS, added.tolist(), strict=True))
             counted = {
                 "tokens": self.tokens_seen,
                 "train_tokens": self.train_tokens_seen,
