@@ -1,6 +1,6 @@
 """One command for the TG-SFT experiment; see README.md beside this file. Started again, it continues.
 
-    python experiments/tg_sft/run.py --kit KIT --out runs/tg_sft --seeds 0 1 2
+python experiments/tg_sft/run.py --kit KIT --out runs/tg_sft --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -17,12 +17,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.tg_sft.data import domain_rows, items, real_rows  # noqa: E402
-from regrow.pipeline import read_items  # noqa: E402
+from experiments.tg_sft.data import domain_rows, items, real_rows
+
+from regrow.pipeline import read_items
 
 TRAINED = ["sft", "sft-long", "lora", "wide", "balance", "balance-once", "balance-soft", "real"]
 ARMS = ["base", *TRAINED, "interpolate"]
-CORPUS_OF = {"wide": "wide", "balance": "balance", "balance-once": "balance", "balance-soft": "balance", "real": "real"}
+CORPUS_OF = {
+    "wide": "wide",
+    "balance": "balance",
+    "balance-once": "balance",
+    "balance-soft": "balance",
+    "real": "real",
+}
 REPLAY_RATIO = 0.25
 ROWS_A_STEP = 4
 DOMAIN_ROWS = 100
@@ -59,7 +66,7 @@ def grow_corpora(out: Path, kit: Path, dialogues: int) -> None:
         tmp.write_text("".join(json.dumps(asdict(i)) + "\n" for i in wanted), encoding="utf-8")
         tmp.rename(all_items)
     common = {
-        "engine": "transformers",  # the exact distribution of the weights that are trained
+        "engine": "openvino",
         "dialogues": dialogues,
         "topics": TOPICS,
         "top_logprobs": TOP_K,
@@ -104,9 +111,21 @@ def write_real(folder: Path, kit: Path, model: Path) -> None:
         ):
             nodes.append(
                 Node(
-                    id=name, parent=names[0] if layer == 2 else f"t{i:04d}", tree=i, topic="real", layer=layer,
-                    role=role, token_ids=tokens, text=text, logprob=None, token_logprobs=None, finish="stop",
-                    kept=True, reason=None, seed=0, n_paths=1,
+                    id=name,
+                    parent=names[0] if layer == 2 else f"t{i:04d}",
+                    tree=i,
+                    topic="real",
+                    layer=layer,
+                    role=role,
+                    token_ids=tokens,
+                    text=text,
+                    logprob=None,
+                    token_logprobs=None,
+                    finish="stop",
+                    kept=True,
+                    reason=None,
+                    seed=0,
+                    n_paths=1,
                 )
             )
         dialogues.append(
@@ -137,7 +156,9 @@ def job(out: Path, kit: Path, arm: str, seed: int) -> None:
         rows,
         corpus,
         model.path,
-        MixConfig(replay_ratio=REPLAY_RATIO if corpus else 0.0, tree_loss="once" if arm == "balance-once" else "paths"),
+        MixConfig(
+            replay_ratio=REPLAY_RATIO if corpus else 0.0, tree_loss="once" if arm == "balance-once" else "paths"
+        ),
         folder / "mix",
         seed=seed,
     )
