@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regrow.curate.decontaminate import BOILERPLATE_ITEMS, EmbeddingIndex, NgramIndex, own_probes, probes
+from regrow.curate.decontaminate import BOILERPLATE_ITEMS, EmbeddingIndex, NgramIndex, probes, row_probes
 from regrow.evaluate.items import Item
 from regrow.rows.row import Row
 
@@ -29,7 +29,7 @@ ITEMS = [
 
 
 def hit(text: str, items: Sequence[Item] = ITEMS, ngram: int = 13, rows: Sequence[Row] = ()) -> str | None:
-    found = NgramIndex([*probes(items), *own_probes(rows)], ngram).find(text)
+    found = NgramIndex([*probes(items), *row_probes(rows)], ngram).find(text)
     return found.item_id if found else None
 
 

@@ -115,7 +115,7 @@ def test_rows_of_yours_are_not_replayed(tmp_path: Path) -> None:
     row = Row("mine", [{"role": "user", "content": "what do penguins EAT"}, {"role": "assistant", "content": "Fish."}])
     done, out = run(tmp_path, rows=[row])
     assert "t01/1/0/0/0" not in ids(out)
-    assert done.dropped["repeats your data"]["turns"] == 1
+    assert done.dropped["repeats a row of yours"]["turns"] == 1
 
 
 def test_low_quality_is_dropped(tmp_path: Path) -> None:

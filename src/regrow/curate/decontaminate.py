@@ -61,12 +61,18 @@ def probes(items: Iterable[Item]) -> list[Probe]:
     return [p for p in out if p.text.strip()]
 
 
-def own_probes(rows: Iterable[Row]) -> list[Probe]:
-    """What the user's rows ask: their user turns, and the whole of rows that are plain text."""
+def row_probes(rows: Iterable[Row]) -> list[Probe]:
+    """The texts of the user's rows: each user turn, and each answer with the turn it answers."""
     out = []
     for row in rows:
-        asked = [m for m in row.messages if m["role"] == "user"] or row.messages
-        out += [Probe(row.id, "your data", "question", _plain(m["content"])) for m in asked]
+        question = ""
+        for message in row.messages:
+            text = _plain(message["content"])
+            if message["role"] == "user":
+                question = text
+                out.append(Probe(row.id, "your rows", "question", text))
+            elif message["role"] == "assistant":
+                out.append(Probe(row.id, "your rows", "answered", f"{question}\n{text}" if question else text))
     return [p for p in out if p.text.strip()]
 
 

@@ -20,7 +20,7 @@ from regrow.progress import task
 
 DUPLICATE = "near-duplicate"
 CONTAMINATED = "evaluation item"
-YOURS = "repeats your data"
+YOURS = "repeats a row of yours"
 NEAR_HELD_OUT = "near a held-out dialogue"
 SUITE = "own-dialogues"
 SHINGLE = 3
@@ -81,23 +81,21 @@ def drop_low_quality(forest: Forest, cfg: CurateConfig) -> None:
 
 
 def drop_contaminated(
-    forest: Forest, cfg: CurateConfig, items: Sequence[Probe], own: Sequence[Probe], vectors: Vectors
+    forest: Forest, cfg: CurateConfig, probes: Sequence[Probe], vectors: Vectors, *, reason: str
 ) -> None:
-    """Drop turns that say what an evaluation item says (words, meaning) or ask what the user's rows ask (words)."""
-    for reason, probes in ((CONTAMINATED, items), (YOURS, own)):
-        if not probes:
-            continue
+    """Drop turns that say, in the same words or by meaning, what one of ``probes`` says."""
+    if probes:
         index = NgramIndex(probes, cfg.ngram)
         turns = forest.alive()
-        with task(f"looking for {'evaluation items' if probes is items else 'your rows'}", len(turns), "turns") as bar:
+        with task("decontaminating", len(turns), "turns") as bar:
             for turn in turns:
                 hit = index.find(_in_context(forest, turn, cfg.ngram))
                 if hit is not None:
                     forest.drop(turn.id, reason, {"item": hit.item_id, "suite": hit.suite, **hit.evidence})
                 bar.advance(1)
-    if cfg.embedding_threshold is None or not items:
+    if cfg.embedding_threshold is None or not probes:
         return
-    meaning = EmbeddingIndex(items, vectors.encoder(), cfg.embedding_threshold)
+    meaning = EmbeddingIndex(probes, vectors.encoder(), cfg.embedding_threshold)
     for role, kinds in (("user", ["question"]), ("assistant", ["answered"]), ("text", ["question", "answered"])):
         turns = forest.alive(role)
         if not turns:
@@ -105,7 +103,7 @@ def drop_contaminated(
         for kind in kinds:
             for turn, hit in zip(turns, meaning.find(vectors.of(turns), kind), strict=True):
                 if hit is not None:
-                    forest.drop(turn.id, CONTAMINATED, {"item": hit.item_id, "suite": hit.suite, **hit.evidence})
+                    forest.drop(turn.id, reason, {"item": hit.item_id, "suite": hit.suite, **hit.evidence})
 
 
 def _in_context(forest: Forest, turn: Turn, ngram: int) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from regrow.curate.config import CurateConfig
-from regrow.curate.decontaminate import Encodes, own_probes, probes
+from regrow.curate.decontaminate import Encodes, probes, row_probes
 from regrow.curate.forest import HELD_OUT, Forest, paths_through
 from regrow.curate.passes import (
+    CONTAMINATED,
+    YOURS,
     Vectors,
     as_items,
     drop_contaminated,
@@ -79,8 +81,7 @@ def curate(
         cfg: Settings.
         out: Result folder; replaced when it holds an earlier result of this stage.
         items: Evaluation items that must not occur in the corpus, by words and by meaning.
-        domain_rows: The user's rows; turns that ask what they ask are dropped (by words: replay is meant to hold what
-            the data does not).
+        domain_rows: Rows of the user that must not occur in it either: those held out for evaluation, or all.
         encoder: Sentence encoder; None when neither ``dedup_method`` nor ``embedding_threshold`` needs one.
         seed: Chooses the held-out dialogues.
 
@@ -92,7 +93,8 @@ def curate(
     forest = Forest(corpus_dir)
     vectors = Vectors(forest, encoder)
     drop_low_quality(forest, cfg)
-    drop_contaminated(forest, cfg, probes(items), own_probes(domain_rows), vectors)
+    drop_contaminated(forest, cfg, probes(items), vectors, reason=CONTAMINATED)
+    drop_contaminated(forest, cfg, row_probes(domain_rows), vectors, reason=YOURS)
     drop_duplicates(forest, cfg, vectors, seed)
     forest.prune()
     held = hold_out(forest, cfg, seed)

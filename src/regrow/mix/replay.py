@@ -20,7 +20,8 @@ def choose(
     """Choose dialogues until their sizes sum to ``target`` as nearly as whole dialogues allow.
 
     Topics take turns, each with its dialogues in random order; when all are used, the round starts again, at most
-    ``max_repeats`` times over.
+    ``max_repeats`` times over. A dialogue that would overshoot is passed over for a shorter one; so the sum ends
+    within half of the shortest dialogue that was not used, unless the corpus runs out.
 
     Args:
         sizes: Tokens (or 1 for rows) of each dialogue.
@@ -35,14 +36,18 @@ def choose(
     chosen: list[int] = []
     total = 0.0
     for _ in range(max_repeats):
+        passed_over = False
         for index in _round(topics, rng):
             # Take the dialogue only if that brings the sum closer.
             if total + sizes[index] / 2 > target:
-                if total >= target or not chosen:
-                    return chosen
+                passed_over = True
+                if total >= target:
+                    break
                 continue
             chosen.append(index)
             total += sizes[index]
+        if passed_over:  # what is missing is smaller than a dialogue that is there: no reason to use any twice
+            break
     return chosen
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from regrow.models.turns import Turns
 
 NO_ID = -1
-"""Stands in ``topk_ids`` where a trained position has no stored distribution (the token that ends an answer)."""
+"""Stands in ``topk_ids`` where a trained position has no stored distribution."""
 
 
 @dataclass(slots=True)
@@ -27,9 +27,9 @@ class TokenRow:
     Attributes:
         ids: Token ids.
         weights: ``(len(ids),)`` weight of the loss on each token; 0 is not trained.
-        spans: ``[start, end)`` of each message's content tokens.
-        closing: ``[start, end)`` of the trained marker tokens behind each assistant message, same order as the messages
-            (empty for the others).
+        spans: ``[start, end)`` of each message's content tokens (without the system message); for a plain text, of
+            each piece.
+        closing: ``[start, end)`` of the trained marker tokens behind each message (empty for the user's).
     """
 
     ids: list[int]
@@ -46,12 +46,18 @@ def encode(
 ) -> TokenRow:
     """Encode a dialogue piece by piece; weights are 1 on assistant content and on what ends it.
 
+    Piece by piece, so that content which looks like a marker stays text, and so that an answer's tokens are those the
+    model would emit after its generation prompt, never merged with the marker before them.
+
     Args:
         tokenizer: The model's.
         turns: Its turn markers.
         messages: An optional system message, then user and assistant in turn.
         contents: Token ids of each message (without the system message) to use in place of encoding its text: a grown
             dialogue trains on exactly the tokens the model sampled.
+
+    Raises:
+        ModelError: Roles do not alternate, or a content is not text.
     """
     ids: list[int] = []
     learn: list[tuple[int, int]] = []
@@ -72,7 +78,7 @@ def encode(
             given = contents[len(spans)] if contents is not None else None
             new = list(given) if given is not None else turns.encode_content(tokenizer, text)
             spans.append((start, start + len(new)))
-            closing.append((0, 0))
+            closing.append((start + len(new), start + len(new)))
             if role == "assistant":
                 learn.append(spans[-1])
         ids += new
@@ -83,16 +89,34 @@ def encode(
     return TokenRow(ids, weights, spans, closing)
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | str) -> TokenRow:
-    """A plain text (TG-PT, continual pretraining): every token is trained; begins with BOS where the tokenizer adds
-    one, ends with the end-of-text token."""
-    inner = list(tokenizer(ids, add_special_tokens=False)["input_ids"]) if isinstance(ids, str) else list(ids)
-    bos = list(tokenizer("")["input_ids"])[:1]
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    row = [*bos, *inner, *end]
-    weights = np.ones(len(row), dtype=np.float32)
-    weights[: len(bos)] = 0.0
-    return TokenRow(row, weights, [(len(bos), len(bos) + len(inner))], [(len(bos) + len(inner), len(row))])
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase, pieces: Sequence[Sequence[int]] | str, *, ended: bool = True
+) -> TokenRow:
+    """A plain text (TG-PT, continual pretraining): every token is trained, what looks like a special token is text.
+
+    Args:
+        tokenizer: The model's.
+        pieces: The text, or token ids of its pieces in order (the nodes of a path).
+        ended: Whether the text is complete: then the end-of-text token follows, and is trained.
+    """
+    from regrow.models.encoding import encode_inner
+
+    if isinstance(pieces, str):
+        pieces = [encode_inner(tokenizer, pieces, plain=True, first=True)]
+    empty = list(tokenizer("")["input_ids"])
+    ids = empty[:1] if empty and empty[0] == tokenizer.bos_token_id else []
+    untrained = len(ids)
+    spans = []
+    for piece in pieces:
+        spans.append((len(ids), len(ids) + len(piece)))
+        ids += list(piece)
+    closing = [(b, b) for _, b in spans]
+    if ended and tokenizer.eos_token_id is not None:
+        closing[-1] = (len(ids), len(ids) + 1)
+        ids.append(int(tokenizer.eos_token_id))
+    weights = np.ones(len(ids), dtype=np.float32)
+    weights[:untrained] = 0.0
+    return TokenRow(ids, weights, spans, closing)
 
 
 def is_text(row: Row) -> bool:
@@ -100,15 +124,19 @@ def is_text(row: Row) -> bool:
     return row.meta.get("kind") == "text"
 
 
-def shorten(
-    tokenizer: PreTrainedTokenizerBase, turns: Turns, messages: Sequence[Message], max_length: int
-) -> list[Message] | None:
-    """The longest start of a dialogue that ends with an answer and fits; None when not even its first turn does."""
-    kept = list(messages)
-    while len(kept) > 2:
-        kept = kept[:-2] if kept[-1]["role"] == "assistant" else kept[:-1]
-        if kept[-1]["role"] != "assistant":
-            return None
-        if len(encode(tokenizer, turns, kept).ids) <= max_length:
-            return kept
-    return None
+def cut_to_pieces(row: TokenRow, max_length: int) -> list[TokenRow]:
+    """A long text as consecutive examples of at most ``max_length`` tokens; together they hold every token."""
+    return [
+        TokenRow(row.ids[start : start + max_length], row.weights[start : start + max_length].copy())
+        for start in range(0, len(row.ids), max_length)
+    ]
+
+
+def shorten(row: TokenRow, max_length: int) -> TokenRow | None:
+    """The longest start of a dialogue that ends with a finished answer and fits; None when its first turn does not."""
+    ends = [end for start, end in row.closing if end > start and end <= max_length]
+    if not ends:
+        return None
+    end = ends[-1]
+    n = sum(b <= end for _, b in row.spans)
+    return TokenRow(row.ids[:end], row.weights[:end].copy(), row.spans[:n], row.closing[:n])
