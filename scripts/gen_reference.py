@@ -13,7 +13,8 @@ OUT = Path(__file__).resolve().parents[1] / "docs/reference/recipe.md"
 
 HEAD = """# The recipe
 
-YAML; `regrow init` writes one with every key. The same keys work on the command line: `--set train.learning_rate=1e-5`.
+YAML; `regrow init` writes one with every key. The same keys work on the command line:
+`--set train.learning_rate=1e-5`.
 Unknown keys are errors. This page is made from the code by `scripts/gen_reference.py`.
 """
 

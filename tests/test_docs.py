@@ -12,7 +12,9 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_the_recipe_reference_is_up_to_date():
-    done = subprocess.run([sys.executable, "scripts/gen_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "scripts/gen_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -39,7 +41,9 @@ def test_commands_in_the_docs_exist():
 
 def test_links_between_pages_resolve():
     for page in DOCS:
-        for target in re.findall(r"\]\(([^)#\s]+\.(?:md|png|svg|yaml|py))(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(
+            r"\]\(([^)#\s]+\.(?:md|png|svg|yaml|py))(?:#[^)]*)?\)", page.read_text(encoding="utf-8")
+        ):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page}: {target}"
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Table, plot and recoveries of the TG-SFT experiment.
 
     python experiments/tg_sft/analyse.py --out runs/tg_sft --to experiments/tg_sft/results
@@ -18,8 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.tg_sft.run import ARMS, DOMAIN_ROWS, LEARNING_RATE, REPLAY_RATIO, ROWS_A_STEP  # noqa: E402
-from regrow.runs import versions  # noqa: E402
+from experiments.tg_sft.run import ARMS, DOMAIN_ROWS, LEARNING_RATE, REPLAY_RATIO, ROWS_A_STEP
+
+from regrow.runs import versions
 
 # suite -> (metric, sign that makes higher better, label)
 SUITES = {
@@ -156,12 +158,17 @@ def markdown(summary: dict) -> str:
             shown = f"{x['value']:.3f}" if suite["metric"] != "acc" else f"{100 * x['value']:.1f}"
             cells.append(shown + ("*" if arm != "sft" and (low > 0 or high < 0) else ""))
         lines.append(f"| {suite['label']} ({suite['items']}) | " + " | ".join(cells) + " |")
+
     def with_ci(x: dict) -> str:
         return f"{100 * x['value']:.0f} [{100 * x['ci'][0]:.0f}, {100 * x['ci'][1]:.0f}]"
 
-    lines.append("| **recovery, % of the loss won back** | " + " | ".join(with_ci(summary["recovery"][a]) for a in ARMS) + " |")
+    lines.append(
+        "| **recovery, % of the loss won back** | " + " | ".join(with_ci(summary["recovery"][a]) for a in ARMS) + " |"
+    )
     lines.append("| **gain, points on AG News** | " + " | ".join(with_ci(summary["gain"][a]) for a in ARMS) + " |")
-    head = f"Seeds {summary['seeds']}. Losses in nats a token, accuracies in %. `*`: differs from sft, 95 % interval.\n\n"
+    head = (
+        f"Seeds {summary['seeds']}. Losses in nats a token, accuracies in %. `*`: differs from sft, 95 % interval.\n\n"
+    )
     return head + "\n".join(lines) + "\n"
 
 
@@ -171,8 +178,8 @@ def plot(summary: dict) -> str:
     points = {a: (summary["gain"][a], summary["recovery"][a]) for a in ARMS}
     xs = [100 * v for g, _ in points.values() for v in (*g["ci"], g["value"])]
     ys = [100 * v for _, r in points.values() for v in (*r["ci"], r["value"])]
-    x0, x1 = min(xs + [0]) - 3, max(xs) + 9
-    y0, y1 = min(ys + [0]) - 8, max(ys + [100]) + 8
+    x0, x1 = min([*xs, 0]) - 3, max(xs) + 9
+    y0, y1 = min([*ys, 0]) - 8, max([*ys, 100]) + 8
 
     def x(v: float) -> float:
         return left + (v - x0) / (x1 - x0) * (width - left - right)
@@ -185,18 +192,39 @@ def plot(summary: dict) -> str:
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
     for level, name in ((0, "plain SFT = 0"), (100, "base = 100")):
-        out.append(f'<line x1="{left}" x2="{width - right}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#bbb" stroke-dasharray="4 4"/>')
+        out.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#bbb" stroke-dasharray="4 4"/>'
+        )
         out.append(f'<text x="{left + 4}" y="{y(level) - 5:.1f}" fill="#777" font-size="11">{name}</text>')
-    colours = ["#555", "#c0392b", "#e67e22", "#8e44ad", "#2980b9", "#27ae60", "#16a085", "#0b6623", "#b7950b", "#7f8c8d"]
+    colours = [
+        "#555",
+        "#c0392b",
+        "#e67e22",
+        "#8e44ad",
+        "#2980b9",
+        "#27ae60",
+        "#16a085",
+        "#0b6623",
+        "#b7950b",
+        "#7f8c8d",
+    ]
     for (arm, (g, r)), colour in zip(points.items(), colours, strict=True):
         px, py = x(100 * g["value"]), y(100 * r["value"])
         (a, b), (c, d) = g["ci"], r["ci"]
-        out.append(f'<line x1="{x(100 * a):.1f}" x2="{x(100 * b):.1f}" y1="{py:.1f}" y2="{py:.1f}" stroke="{colour}" opacity=".45"/>')
-        out.append(f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{y(100 * c):.1f}" y2="{y(100 * d):.1f}" stroke="{colour}" opacity=".45"/>')
+        out.append(
+            f'<line x1="{x(100 * a):.1f}" x2="{x(100 * b):.1f}" y1="{py:.1f}" y2="{py:.1f}" stroke="{colour}" opacity=".45"/>'
+        )
+        out.append(
+            f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{y(100 * c):.1f}" y2="{y(100 * d):.1f}" stroke="{colour}" opacity=".45"/>'
+        )
         out.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="5" fill="{colour}"/>')
         out.append(f'<text x="{px + 8:.1f}" y="{py - 7:.1f}" fill="{colour}">{escape(arm)}</text>')
-    out.append(f'<text x="{width / 2:.0f}" y="{height - 18}" text-anchor="middle">gain on AG News, points of accuracy</text>')
-    out.append(f'<text transform="translate(20 {height / 2:.0f}) rotate(-90)" text-anchor="middle">loss won back, % (mean over six suites)</text>')
+    out.append(
+        f'<text x="{width / 2:.0f}" y="{height - 18}" text-anchor="middle">gain on AG News, points of accuracy</text>'
+    )
+    out.append(
+        f'<text transform="translate(20 {height / 2:.0f}) rotate(-90)" text-anchor="middle">loss won back, % (mean over six suites)</text>'
+    )
     out.append("</svg>")
     return "\n".join(out) + "\n"
 

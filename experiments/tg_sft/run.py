@@ -149,7 +149,7 @@ def job(out: Path, kit: Path, arm: str, seed: int) -> None:
     rows = domain_rows(kit, DOMAIN_ROWS)
     if arm == "sft-long":
         steps = json.loads((out / f"seed{seed}/balance/train.json").read_text())["steps"]
-        extra = [r for r in rows][: steps * ROWS_A_STEP - len(rows)]
+        extra = rows[: steps * ROWS_A_STEP - len(rows)]
         rows += [type(r)(id=f"{r.id}#again", messages=r.messages, domain=r.domain) for r in extra]
     corpus = out / "corpus" / CORPUS_OF[arm] if arm in CORPUS_OF else None
     mixed = mix(

@@ -290,7 +290,7 @@ def evaluate(
         settings: Any other recipe keys.
 
     Returns:
-        What stands in ``output/results.json``.
+        What stands in ``output/eval/results.json``.
     """
     recipe = _recipe(
         settings,
@@ -299,7 +299,7 @@ def evaluate(
         seed=seed,
     )
     evaluate_with(recipe, models, Path(output))
-    results: dict[str, Any] = json.loads((Path(output) / "results.json").read_text(encoding="utf-8"))
+    results: dict[str, Any] = json.loads((Path(output) / "eval/results.json").read_text(encoding="utf-8"))
     return results
 
 
@@ -308,7 +308,7 @@ def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path) -> str:
     from regrow.evaluate.stage import build_suites
     from regrow.evaluate.stage import evaluate as stage
     from regrow.models.load import resolve_model
-    from regrow.report.build import results_table
+    from regrow.report.build import build_report, load_report
 
     if len(models) < 2:
         raise DataError("one model was given, at least two are compared", hint="regrow eval BEFORE AFTER -o DIR")
@@ -317,11 +317,12 @@ def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path) -> str:
     cfg = recipe.evaluate.model_copy(update={"suites": wanted})
     output.mkdir(parents=True, exist_ok=True)
     heldout = _rows(recipe) if recipe.data.path and "heldout" in wanted else []
-    items = read_items(build_suites(cfg, found[0], heldout, output, seed=recipe.seed))
+    items = read_items(build_suites(cfg, found[0], heldout, output / "suites", seed=recipe.seed))
     arms = dict(zip(arms_of(models), (m.path for m in found), strict=True))
-    done = stage(arms, items, cfg, output, seed=recipe.seed)
+    stage(arms, items, cfg, output / "eval", seed=recipe.seed)
+    page = build_report(output, output / "report.html")
     names = "\n".join(f"{arm:<10} {name}" for arm, name in zip(arms, models, strict=True))
-    return f"{results_table(done.results)}\n\n{names}"
+    return f"{load_report(output).text_table()}\n{names}\nreport     {page}"
 
 
 def report(run_folder: str | Path) -> Report:
@@ -352,11 +353,10 @@ def export(source: str | Path, output: str | Path, *, to: str, quant: str = "f16
 
         folder = _tuned(source)
         if to == "merged":
-            return merge_adapter(folder, output)
+            merged: Path = merge_adapter(folder, output)
+            return merged
         return export_gguf(resolve_model(folder).path, output, quant=quant)
-    raise DataError(
-        f"'{to}' is not a format", where="--to", hint="messages, sharegpt, alpaca, llava, merged or gguf"
-    )
+    raise DataError(f"'{to}' is not a format", where="--to", hint="messages, sharegpt, alpaca, llava, merged or gguf")
 
 
 def _tuned(source: Path) -> Path:

@@ -23,7 +23,9 @@ def models_of(folder: Path, arms: Sequence[str] | None = None) -> dict[str, Path
     missing = [a for a in wanted if a not in known]
     if missing:
         raise RunError(
-            f"no arm '{missing[0]}' in this run", where=str(folder), hint=f"it has: {', '.join(known) or 'no finished model'}"
+            f"no arm '{missing[0]}' in this run",
+            where=str(folder),
+            hint=f"it has: {', '.join(known) or 'no finished model'}",
         )
     return {arm: known[arm] for arm in wanted}
 

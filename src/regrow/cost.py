@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -50,14 +49,17 @@ class Cost:
         """For the terminal."""
         lines = [
             "recipe and data are fine",
-            f"  your rows           {self.rows:,} to train on ({self.domain_tokens:,} tokens an epoch), {self.heldout:,} held out",
+            f"  your rows           {self.rows:,} to train on ({self.domain_tokens:,} tokens an epoch), "
+            f"{self.heldout:,} held out",
         ]
         if self.dropped:
             lines.append("  left out            " + ", ".join(f"{n:,} {why}" for why, n in self.dropped.items()))
         lines.append(f"  to grow             {self.grown_tokens:,} tokens kept, about {self.sampled_tokens:,} sampled")
         for arm, tokens in self.train_tokens.items():
             lines.append(f"  to train ({arm + ')':<9} {tokens:,} tokens")
-        lines.append(f"  disk                {self.disk_bytes / 2**30:.1f} GiB of {self.disk_free / 2**30:.0f} GiB free")
+        lines.append(
+            f"  disk                {self.disk_bytes / 2**30:.1f} GiB of {self.disk_free / 2**30:.0f} GiB free"
+        )
         if self.seconds:
             for stage, seconds in self.seconds.items():
                 lines.append(f"  time to {stage:<12}about {_minutes(seconds)}")
@@ -128,7 +130,7 @@ def estimate(recipe: Recipe, *, timing: bool = True) -> Cost:
         sampled_tokens=sampled,
         train_tokens=tokens,
         disk_bytes=int(saved + checkpoint + grown * 40),
-        disk_free=shutil.disk_usage(os.getcwd()).free,
+        disk_free=shutil.disk_usage(Path.cwd()).free,
     )
     if timing:
         _time(recipe, model, cost)

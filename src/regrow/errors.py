@@ -49,4 +49,6 @@ class MissingExtra(RegrowError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, why: str) -> None:
-        super().__init__(f"{why} needs the package '{package}', which is not installed", hint=f"pip install 'regrow[{extra}]'")
+        super().__init__(
+            f"{why} needs the package '{package}', which is not installed", hint=f"pip install 'regrow[{extra}]'"
+        )

@@ -238,9 +238,9 @@ class _Chain:
         return self.run.stage("eval", self.inputs(self.recipe.evaluate, **upstream), work)
 
     def finish(self, models: dict[str, Path], evaluated: StageResult, corpus: StageResult | None) -> RunResult:
+        from regrow.models.save import write_model_card
         from regrow.report.build import build_report
         from regrow.report.card import model_facts
-        from regrow.models.save import write_model_card
 
         results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
         for arm, path in models.items():

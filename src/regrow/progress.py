@@ -76,8 +76,14 @@ class Task:
         return max(0.0, (self.total - self.done) * (time.monotonic() - self.started) / fresh)
 
     def _describe(self) -> str:
-        return "  ".join(f"{k} {v:,.0f}" if isinstance(v, float) and abs(v) >= 100 else
-                         f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.stats.items())
+        return "  ".join(
+            f"{k} {v:,.0f}"
+            if isinstance(v, float) and abs(v) >= 100
+            else f"{k} {v:.3g}"
+            if isinstance(v, float)
+            else f"{k} {v}"
+            for k, v in self.stats.items()
+        )
 
     def _show(self) -> None:
         now = time.monotonic()
@@ -89,33 +95,54 @@ class Task:
             self._line()
 
     def _event(self) -> None:
-        emit("progress", task=self.label, done=self.done, total=self.total, unit=self.unit, eta=self.eta(), **self.stats)
+        emit(
+            "progress", task=self.label, done=self.done, total=self.total, unit=self.unit, eta=self.eta(), **self.stats
+        )
 
     def _line(self) -> None:
         of = f"/{self.total:,.0f}" if self.total is not None else ""
         eta = self.eta()
         tail = f"  ETA {_clock(eta)}" if eta is not None else ""
-        print(f"{self.label}: {self.done:,.0f}{of} {self.unit}{tail}  {self._describe()}".rstrip(),
-              file=sys.stderr, flush=True)
+        print(
+            f"{self.label}: {self.done:,.0f}{of} {self.unit}{tail}  {self._describe()}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
 
     def finish(self) -> None:
         """Called by `task` when the block ends without an error."""
         self._event()
         spent = time.monotonic() - self.started
         if spent >= 1:
-            print(f"{self.label}: {self.done:,.0f} {self.unit} in {_clock(spent)}  {self._describe()}".rstrip(),
-                  file=sys.stderr, flush=True)
+            print(
+                f"{self.label}: {self.done:,.0f} {self.unit} in {_clock(spent)}  {self._describe()}".rstrip(),
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class _BarTask(Task):
     def __init__(self, label: str, total: float | None, unit: str) -> None:
         super().__init__(label, total, unit)
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TextColumn(unit),
-            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[stats]}"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[stats]}"),
             console=Console(stderr=True),
         )
         self._bar.start()

@@ -29,10 +29,10 @@ class DataConfig(Section):
     """The user's data."""
 
     path: str = ""
-    """A file, a folder or a hub name; `demo` makes questions and answers from the documentation of Python's own modules."""
+    """A file, a folder or a hub name; `demo` makes questions and answers from Python's own documentation."""
     format: str = "auto"
     """auto, or one of: messages, alpaca, sharegpt, llava, prompt-completion, text (see the data formats page)."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Renames columns: the format's name -> your column (`instruction: my_question`)."""
     on_bad: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be used: stop and name it, or drop and count it."""
@@ -121,7 +121,11 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ...], 
 def _override(data: dict[str, Any], item: str) -> tuple[str, ...]:
     key, equals, value = item.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"'{item}' is not of the form section.key=value", where="--set", hint="for example --set mix.replay_ratio=0.2")
+        raise RecipeError(
+            f"'{item}' is not of the form section.key=value",
+            where="--set",
+            hint="for example --set mix.replay_ratio=0.2",
+        )
     path = tuple(key.strip().split("."))
     spot = data
     for name in path[:-1]:
@@ -157,7 +161,9 @@ def _known_keys(path: Sequence[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _explain(error: ValidationError, file: str, lines: dict[tuple[str, ...], int], sets: dict[tuple[str, ...], str]) -> RecipeError:
+def _explain(
+    error: ValidationError, file: str, lines: dict[tuple[str, ...], int], sets: dict[tuple[str, ...], str]
+) -> RecipeError:
     first = error.errors(include_url=False)[0]
     loc = tuple(str(p) for p in first["loc"])
     # A union adds the name of the branch that failed behind the field; the longest known prefix is the place.
@@ -179,7 +185,9 @@ def _explain(error: ValidationError, file: str, lines: dict[tuple[str, ...], int
     given = first.get("input")
     shown = "" if isinstance(given, (dict, list)) and len(str(given)) > 80 else f" (got {given!r})"
     more = len(error.errors()) - 1
-    return RecipeError(f"{message}{shown}", where=where, hint=f"{more} more problem(s) after this one" if more else None)
+    return RecipeError(
+        f"{message}{shown}", where=where, hint=f"{more} more problem(s) after this one" if more else None
+    )
 
 
 def parse_recipe(text: str, *, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
@@ -216,7 +224,10 @@ def dump_recipe(recipe: Recipe) -> str:
 def commented_recipe(model: str = "smollm2", data: str = "data.jsonl") -> str:
     """A recipe with every key, its default and what it does, for `regrow init`."""
     values = Recipe.model_validate({"model": {"model_name_or_path": model}, "data": {"path": data}})
-    head = "# A Regrow recipe. Every key is shown with its default; delete what you do not change.\n# Run it: regrow run THIS_FILE\n"
+    head = (
+        "# A Regrow recipe. Every key is shown with its default; delete what you do not change.\n"
+        "# Run it: regrow run THIS_FILE\n"
+    )
     return head + "\n" + "\n".join(_commented(values, 0)) + "\n"
 
 

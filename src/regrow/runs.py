@@ -1,8 +1,9 @@
 """The run directory: manifest, lock, events, and stages that are done once and resumed after a crash.
 
-A stage is a folder inside the run. Its *inputs* are a flat dict of settings and of the hashes of what it reads. A stage
-whose inputs are unchanged is not run again; one that was cut off is entered again in its own folder and continues from
-what it committed; one whose inputs changed is emptied and done anew, and the user is told which inputs changed.
+A stage is a folder inside the run. Its *inputs* are a flat dict of settings and of the hashes of what it reads. A
+stage whose inputs are unchanged is not run again; one that was cut off is entered again in its own folder and
+continues from what it committed; one whose inputs changed is emptied and done anew, and the user is told which inputs
+changed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,18 @@ OWNER = ".owner.json"
 HASH_WHOLE_BELOW = 64 * 2**20
 """Outputs below this size are re-hashed before they are reused; larger ones (weights) are checked by size."""
 
-_PACKAGES = ("regrow", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "openvino-genai", "lm-eval", "numpy")
+_PACKAGES = (
+    "regrow",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "openvino-genai",
+    "lm-eval",
+    "numpy",
+)
 
 
 def versions() -> dict[str, str]:
@@ -71,7 +83,7 @@ def _write_json(path: Path, value: Any) -> None:
         f.write("\n")
         f.flush()
         os.fsync(f.fileno())
-    os.replace(tmp, path)
+    tmp.replace(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +254,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError("this is not a run folder: it has no manifest.json", where=str(path))
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest: Any = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise RunError(
             f"the manifest is damaged: {error}",
@@ -258,7 +270,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             whole = isinstance(stage.get("outputs"), dict) and "output_hash" in stage and "facts" in stage
         if not whole or stage.get("status") not in ("running", "done"):
             raise RunError(f"the manifest's entry for stage '{name}' is damaged", where=str(file))
-    return manifest
+    found: dict[str, Any] = manifest
+    return found
 
 
 @contextmanager
@@ -282,9 +295,13 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
     ours = {LOCK, OWNER, "events.jsonl", f".{MANIFEST}.tmp"}
     occupied = path.is_dir() and any(p.name not in ours for p in path.iterdir())
     if occupied and not is_run:
-        raise RunError("the output folder is not empty and is not a run", where=str(path), hint="choose another folder with -o")
+        raise RunError(
+            "the output folder is not empty and is not a run", where=str(path), hint="choose another folder with -o"
+        )
     if is_run and resume == "never":
-        raise RunError("the folder holds a run already", where=str(path), hint="choose another folder with -o, or --resume auto")
+        raise RunError(
+            "the folder holds a run already", where=str(path), hint="choose another folder with -o, or --resume auto"
+        )
     if not is_run and resume == "always":
         raise RunError("there is no run to resume", where=str(path), hint="use --resume auto to start one")
     try:
@@ -292,7 +309,11 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
         lock = FileLock(path / LOCK)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(f"another process works on this run{_owner(path)}", where=str(path), hint="wait for it, or use another folder") from error
+        raise RunError(
+            f"another process works on this run{_owner(path)}",
+            where=str(path),
+            hint="wait for it, or use another folder",
+        ) from error
     except OSError as error:
         raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
     try:

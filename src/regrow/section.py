@@ -8,4 +8,6 @@ from pydantic import BaseModel, ConfigDict
 class Section(BaseModel):
     """One section of a recipe. Each stage defines its own, next to the code that reads it."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, validate_assignment=True, use_attribute_docstrings=True
+    )

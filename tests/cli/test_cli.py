@@ -28,7 +28,23 @@ def test_help_imports_nothing_heavy():
     assert "tune" in done.stdout
 
 
-COMMANDS = "tune demo init validate run grow curate mix train eval report show chat export env".split()
+COMMANDS = [
+    "tune",
+    "demo",
+    "init",
+    "validate",
+    "run",
+    "grow",
+    "curate",
+    "mix",
+    "train",
+    "eval",
+    "report",
+    "show",
+    "chat",
+    "export",
+    "env",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,7 +8,10 @@ def test_events_carry_progress_and_the_last_state(capsys):
     with event_sink(lambda kind, data: seen.append((kind, data))), task("growing", 10, "nodes") as bar:
         bar.skip(4)
         bar.advance(6, kept=3)
-    assert seen[-1] == ("progress", {"task": "growing", "done": 10.0, "total": 10, "unit": "nodes", "eta": 0.0, "kept": 3})
+    assert seen[-1] == (
+        "progress",
+        {"task": "growing", "done": 10.0, "total": 10, "unit": "nodes", "eta": 0.0, "kept": 3},
+    )
 
 
 def test_eta_counts_only_fresh_work():

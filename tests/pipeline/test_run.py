@@ -36,7 +36,10 @@ STAGES = ["data", "suites", "grow", "corpus", "mix/sft", "train/sft", "mix/regro
 def recipe_text(tiny_model_dir: Path, tmp_path: Path) -> str:
     data = tmp_path / "mine.jsonl"
     rows = [
-        {"prompt": f"What does the function number {i} of the module calendar return?", "completion": f"A list of {i} weeks."}
+        {
+            "prompt": f"What does the function number {i} of the module calendar return?",
+            "completion": f"A list of {i} weeks.",
+        }
         for i in range(48)
     ]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -48,7 +51,10 @@ def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("finished")
     data = folder / "mine.jsonl"
     rows = [
-        {"prompt": f"What does the function number {i} of the module calendar return?", "completion": f"A list of {i} weeks."}
+        {
+            "prompt": f"What does the function number {i} of the module calendar return?",
+            "completion": f"A list of {i} weeks.",
+        }
         for i in range(48)
     ]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -59,7 +65,7 @@ def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory):
 def test_the_run_leaves_models_results_and_a_page(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    recipe, result = finished
+    _, result = finished
     manifest = read_manifest(result.path)
     assert [s for s in STAGES if manifest["stages"][s]["status"] != "done"] == []
     assert set(result.models) == {"base", "sft", "regrow"}
@@ -139,7 +145,11 @@ def comparable(folder: Path) -> dict:
     """What must not depend on interruptions: outputs of every stage, and the numbers."""
     manifest = read_manifest(folder)
     outputs = {
-        name: {k: v["sha256"] for k, v in manifest["stages"][name]["outputs"].items() if not k.endswith(("log.jsonl", ".json", ".sqlite"))}
+        name: {
+            k: v["sha256"]
+            for k, v in manifest["stages"][name]["outputs"].items()
+            if not k.endswith(("log.jsonl", ".json", ".sqlite"))
+        }
         for name in STAGES
     }
     results = json.loads((folder / "eval/results.json").read_text())
@@ -158,7 +168,9 @@ def test_kill_9_at_random_moments_changes_nothing(finished, tmp_path):
     rng = random.Random(5)
     kills = 0
     while kills < 12:
-        child = subprocess.Popen(command(file, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ})
+        child = subprocess.Popen(
+            command(file, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ}
+        )
         deadline = time.monotonic() + rng.uniform(4, 22)
         while child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)

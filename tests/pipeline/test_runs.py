@@ -107,7 +107,14 @@ def test_a_stage_name_cannot_leave_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"format": "other"}', '{"format": "regrow-run/1", "stages": {"x": {"status": "done", "inputs": {}}}}', "\x00\xff"]
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": "other"}',
+        '{"format": "regrow-run/1", "stages": {"x": {"status": "done", "inputs": {}}}}',
+        "\x00\xff",
+    ],
 )
 def test_a_damaged_manifest_is_one_clear_error(tmp_path, text):
     (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
@@ -132,7 +139,10 @@ with open_run(sys.argv[1]) as run:
 def test_a_second_process_is_refused_and_kill_releases_the_lock(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "r")], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "in\n"
-    with pytest.raises(RunError, match=f"another process works on this run .process {child.pid} "), open_run(tmp_path / "r"):
+    with (
+        pytest.raises(RunError, match=f"another process works on this run .process {child.pid} "),
+        open_run(tmp_path / "r"),
+    ):
         pass
     os.kill(child.pid, signal.SIGKILL)
     child.wait()

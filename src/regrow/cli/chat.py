@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder, or a model folder.")],
-    arm: Annotated[list[str] | None, typer.Option(help="Arms to talk to. Default: base and regrow. Repeatable.")] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(help="Arms to talk to. Default: base and regrow. Repeatable.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     system: Annotated[str | None, typer.Option(help="System prompt; default is the model's own.")] = None,

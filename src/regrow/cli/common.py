@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, for example --set train.learning_rate=1e-5. Repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any recipe key, for example --set train.learning_rate=1e-5. Repeatable."
+    ),
 ]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Take the settings from this recipe file.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="All randomness comes from it.")]
@@ -22,7 +24,7 @@ ResumeOption = Annotated[
     typer.Option(
         "--resume",
         metavar="auto|always|never",
-        help="auto: continue what is there and redo what changed; always: insist that nothing changed; never: a new folder only.",
+        help="auto: continue and redo what changed; always: insist that nothing changed; never: a new folder only.",
     ),
 ]
 

@@ -19,7 +19,8 @@ def curate(
     corpus: Annotated[Path, typer.Argument(help="A corpus made by `regrow grow`.")],
     output: Output,
     items: Annotated[
-        Path | None, typer.Option(help="Evaluation items (suites/items.jsonl of a run) that must not occur in the corpus.")
+        Path | None,
+        typer.Option(help="Evaluation items (suites/items.jsonl of a run) that must not occur in the corpus."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Your own data; replay that repeats it is removed.")] = None,
     seed: Seed = None,

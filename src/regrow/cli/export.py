@@ -13,9 +13,14 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="A corpus folder, a run folder, a model folder or a LoRA adapter folder.")],
+    source: Annotated[
+        Path, typer.Argument(help="A corpus folder, a run folder, a model folder or a LoRA adapter folder.")
+    ],
     to: Annotated[
-        str, typer.Option("--to", help="Corpus: messages, sharegpt, alpaca, llava. Model: merged (adapter into weights), gguf.")
+        str,
+        typer.Option(
+            "--to", help="Corpus: messages, sharegpt, alpaca, llava. Model: merged (adapter into weights), gguf."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="File or folder to write.")],
     quant: Annotated[str, typer.Option(help="For gguf: f16 or q8_0.")] = "f16",

@@ -25,7 +25,9 @@ def grow(
     topics: Annotated[Path | None, typer.Option(help="A file with one topic a line.")] = None,
     ask_topics: Annotated[int | None, typer.Option(help="Ask the model for this many topics.")] = None,
     engine: Annotated[str | None, typer.Option(help="auto, transformers, openvino or dummy.")] = None,
-    top_logprobs: Annotated[int | None, typer.Option(help="Keep the model's k likeliest tokens at each position (soft replay).")] = None,
+    top_logprobs: Annotated[
+        int | None, typer.Option(help="Keep the model's k likeliest tokens at each position (soft replay).")
+    ] = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     set_: Sets = None,

@@ -49,7 +49,9 @@ def validate(
 
 def run_(
     path: Annotated[Path, typer.Argument(help="The recipe.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Run folder. Default: runs/NAME_OF_THE_RECIPE.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Run folder. Default: runs/NAME_OF_THE_RECIPE.")
+    ] = None,
     set_: Sets = None,
     resume: ResumeOption = "auto",
 ) -> None:

@@ -15,7 +15,9 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write. Default: RUN/report.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write. Default: RUN/report.html.")
+    ] = None,
 ) -> None:
     """Write the report page of a run (again)."""
     from regrow.report.build import build_report

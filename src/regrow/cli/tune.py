@@ -16,13 +16,17 @@ def register(app: typer.Typer) -> None:
 
 
 def tune(
-    model: Annotated[str, typer.Argument(help="A folder, a hub name, a .gguf file, or `smollm2` (comes inside a Python package).")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a hub name, a .gguf file, or `smollm2` (comes inside a Python package).")
+    ],
     data: Annotated[str, typer.Argument(help="A file, a folder or a hub name; `demo` for the built-in example.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Run folder.")] = Path("runs/tune"),
     compare: Annotated[
         bool, typer.Option("--compare/--no-compare", help="Also train on your data alone, to show what replay saved.")
     ] = True,
-    replay_ratio: Annotated[float | None, typer.Option(help="Share of the training tokens that is replay. Default 0.2.")] = None,
+    replay_ratio: Annotated[
+        float | None, typer.Option(help="Share of the training tokens that is replay. Default 0.2.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over your data.")] = None,
     seed: Seed = None,
@@ -53,7 +57,7 @@ def demo(
     set_: Sets = None,
     resume: ResumeOption = "auto",
 ) -> None:
-    """Teach SmolLM2-135M an API in about ten minutes on two CPU cores, with and without replay, and see the difference."""
+    """Teach SmolLM2-135M an API on two CPU cores, with and without replay, and see the difference."""
     from importlib import resources
 
     from regrow.recipe import parse_recipe
