@@ -14,105 +14,23 @@ from regrow.engines.base import Completion, EngineInfo, Finish, Request, Score, 
 from regrow.engines.stopping import check_request, completion
 from regrow.errors import EngineError
 
-_ADJECTIVES = (  # fmt: skip
-    "old",
-    "quiet",
-    "narrow",
-    "bright",
-    "heavy",
-    "early",
-    "common",
-    "rare",
-    "green",
-    "distant",
-    "simple",
-    "hollow",
-    "warm",
-    "steep",
-    "useful",
-    "ancient",
-    "loose",
-    "clear",
-    "sudden",
-    "northern",
-    "damp",
-    "gentle",
-    "rough",
-    "public",
-    "hidden",
-    "sharp",
-    "slow",
-    "broad",
-    "frozen",
-    "local",
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_ADJECTIVES = _words(
+    "old quiet narrow bright heavy early common rare green distant simple hollow warm steep useful ancient loose "
+    "clear sudden northern damp gentle rough public hidden sharp slow broad frozen local"
 )
-_NOUNS = (  # fmt: skip
-    "river",
-    "engine",
-    "market",
-    "valley",
-    "teacher",
-    "ledger",
-    "bridge",
-    "orchard",
-    "signal",
-    "harbour",
-    "recipe",
-    "triangle",
-    "molecule",
-    "contract",
-    "violin",
-    "glacier",
-    "planet",
-    "kitchen",
-    "library",
-    "tunnel",
-    "poem",
-    "battery",
-    "forest",
-    "mirror",
-    "island",
-    "tariff",
-    "comet",
-    "garden",
-    "enzyme",
-    "clock",
-    "village",
-    "lantern",
-    "treaty",
-    "sparrow",
-    "furnace",
-    "column",
-    "rhythm",
-    "atlas",
-    "magnet",
-    "desert",
+_NOUNS = _words(
+    "river engine market valley teacher ledger bridge orchard signal harbour recipe triangle molecule contract "
+    "violin glacier planet kitchen library tunnel poem battery forest mirror island tariff comet garden enzyme "
+    "clock village lantern treaty sparrow furnace column rhythm atlas magnet desert"
 )
-_VERBS = (  # fmt: skip
-    "carries",
-    "measures",
-    "surrounds",
-    "repairs",
-    "follows",
-    "explains",
-    "crosses",
-    "feeds",
-    "divides",
-    "replaces",
-    "shelters",
-    "reflects",
-    "delays",
-    "supports",
-    "colours",
-    "counts",
-    "opens",
-    "guides",
-    "resembles",
-    "cools",
-    "joins",
-    "protects",
-    "shapes",
-    "limits",
+_VERBS = _words(
+    "carries measures surrounds repairs follows explains crosses feeds divides replaces shelters reflects delays "
+    "supports colours counts opens guides resembles cools joins protects shapes limits"
 )
 _STATEMENTS = (
     "The {a} {n} {v} a {b} {m}.",

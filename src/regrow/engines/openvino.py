@@ -36,9 +36,9 @@ class OpenVinoEngine:
     """Samples with OpenVINO GenAI's ``ContinuousBatchingPipeline``; raw token ids in, sampled token ids out.
 
     Weights. What OpenVINO makes of a 4-bit GGUF is another model: for SmolLM2 in Q4_1 its log-probabilities were off
-    by 0.9 nats (root mean square over sampled tokens) from the same file read by transformers. So the engine never runs
-    such a file. It writes the model folder's weights anew as Q8_0 (off by 0.05 to 0.07 nats) or F16 (0.002 nats) and
-    keeps that file in the cache. A folder that holds ``openvino_model.xml`` is used as it is.
+    by 0.9 nats (root mean square over sampled tokens) from the same file read by transformers. So the engine never
+    runs such a file. It writes the model folder's weights anew as Q8_0 (off by 0.05 to 0.07 nats) or F16 (0.002 nats)
+    and keeps that file in the cache. A folder that holds ``openvino_model.xml`` is used as it is.
 
     Randomness. Each request has a generator of its own (Mersenne twister, 32-bit seed) seeded from ``request.seed``;
     its ``n`` continuations take turns drawing from it. What else is in the batch does not enter, except by rounding
