@@ -106,7 +106,7 @@ def items(kit: Path, n: int) -> list[Item]:
         text = r["text"][:700]
         cut = text.index(" ", 200)
         out.append(_dialogue("speeches", r["id"], "Continue this speech:\n\n" + text[:cut], text[cut + 1 :]))
-    for r in pick(read(kit / "knowledge_mc/arc_easy.jsonl"), 3 * n):
+    for r in pick(read(kit / "knowledge_mc/arc_easy.jsonl"), 2 * n):
         out.append(
             Item(
                 id=r["id"],
@@ -118,7 +118,7 @@ def items(kit: Path, n: int) -> list[Item]:
                 answer_index=r["answer_index"],
             )
         )
-    for r in pick(read(kit / "general_qa/wikidata_facts.jsonl"), 3 * n):
+    for r in pick(read(kit / "general_qa/wikidata_facts.jsonl"), 2 * n):
         out.append(
             Item(
                 id=r["id"],

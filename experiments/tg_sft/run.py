@@ -60,8 +60,8 @@ def grow_corpora(out: Path, kit: Path, dialogues: int) -> None:
     model = resolve_model("smollm2")
     all_items = out / "items.jsonl"
     if not all_items.exists():
-        own = build_suites(EvalConfig(suites=["facts"], n_facts=320, pool_sample=0), model, [], out / "suites", seed=0)
-        wanted = [*read_items(own), *items(kit, 32)]
+        own = build_suites(EvalConfig(suites=["facts"], n_facts=160, pool_sample=0), model, [], out / "suites", seed=0)
+        wanted = [*read_items(own), *items(kit, 24)]
         tmp = all_items.with_suffix(".tmp")
         tmp.write_text("".join(json.dumps(asdict(i)) + "\n" for i in wanted), encoding="utf-8")
         tmp.rename(all_items)
