@@ -15,10 +15,35 @@ from regrow.grow.config import GrowConfig
 from regrow.grow.stage import GrowSummary, grow
 from regrow.models.load import ResolvedModel, resolve_model
 
-NOUNS = (
-    "river engine market valley teacher ledger bridge orchard signal harbour recipe molecule glacier planet".split()
-)
-VERBS = "carries measures surrounds repairs follows explains crosses feeds divides replaces shelters".split()
+NOUNS = [
+    "river",
+    "engine",
+    "market",
+    "valley",
+    "teacher",
+    "ledger",
+    "bridge",
+    "orchard",
+    "signal",
+    "harbour",
+    "recipe",
+    "molecule",
+    "glacier",
+    "planet",
+]
+VERBS = [
+    "carries",
+    "measures",
+    "surrounds",
+    "repairs",
+    "follows",
+    "explains",
+    "crosses",
+    "feeds",
+    "divides",
+    "replaces",
+    "shelters",
+]
 
 
 def sentence(seed: int, words: int = 9) -> str:

@@ -14,13 +14,14 @@ def unit(*rows: tuple[float, ...]) -> np.ndarray:
 
 
 ANCHOR = unit((1.0, 0.0, 0.0))[0]
-# Cosines to the anchor: a 1, b 0.96, c 0.6, d 0. Cosine a-b 0.96, a-c 0.6, b-c 0.8 (0.96*0.6 + 0.28*0.8), a-d 0, b-d 0, c-d 0.
+# Cosines to the anchor: a 1, b 0.96, c 0.6, d 0. Cosine a-b 0.96, a-c 0.6, b-c 0.8 (0.96*0.6 + 0.28*0.8), a-d 0, b-d
+# 0, c-d 0.
 FOUR = unit((1.0, 0.0, 0.0), (0.96, 0.28, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
 
 
 def test_by_hand() -> None:
-    # lam 0.5. First: 0.5*1, 0.48, 0.3, 0 -> a. Then b 0.48-0.48 = 0, c 0.3-0.3 = 0, d 0-0 = 0: a tie, b is the earliest.
-    # Then c 0.3 - 0.5*max(0.6, 0.8) = -0.1, d 0 -> d. Then c.
+    # lam 0.5. First: 0.5*1, 0.48, 0.3, 0 -> a. Then b 0.48-0.48 = 0, c 0.3-0.3 = 0, d 0-0 = 0: a tie, b is the
+    # earliest. Then c 0.3 - 0.5*max(0.6, 0.8) = -0.1, d 0 -> d. Then c.
     assert mmr(FOUR, ANCHOR, 4, lam=0.5) == ([0, 1, 3, 2], set())
 
 

@@ -13,7 +13,8 @@ from regrow.grow.shapes import Shape, mixed_histogram, mixed_shape
 
 
 def leaves(shape: Shape, want: Want, seed: int, layers_per_turn: int = 2) -> list[tuple[int, ...]]:
-    """Grow without a model: every wanted child lives. A child's place in its parent is drawn, as it would be by MMR."""
+    """Grow without a model: every wanted child lives. A child's place in its parent is drawn, as it would be by
+    MMR."""
 
     def walk(path: tuple[int, ...], want: Want) -> Iterator[tuple[int, ...]]:
         if all(k * layers_per_turn == len(path) for k in want):

@@ -143,7 +143,8 @@ def test_roles_caps_and_stops(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_wide_is_independent(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Every dialogue has its own draw from the root: one candidate a request, all seeds distinct, no choice among siblings."""
+    """Every dialogue has its own draw from the root: one candidate a request, all seeds distinct, no choice among
+    siblings."""
     encoder, same = HashEncoder(), "What does every river carry to the sea?"
     engine = ScriptedEngine(tokenizer_of(tiny_model_dir), lambda r, i: same if "/" in r.key else sentence(r.seed + i))
     cfg = settings(shape="wide", dialogues=20, topics=["a", "b"], encoder="minilm")
@@ -169,9 +170,19 @@ def test_mixed_turns(tiny_model_dir: Path, tmp_path: Path) -> None:
 
 
 def test_mmr_chooses_the_children(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Six questions in three near-duplicate pairs: MMR with a limit keeps one of each pair and asks again for the fourth."""
-    said = {0: "alpha beta gamma delta", 1: "alpha beta gamma delta alpha", 2: "one two three four", 3: "one two three four one",
-            4: "red green blue black", 5: "red green blue black red"}  # fmt: skip
+    """Six questions in three near-duplicate pairs: one of each pair is kept, and a fourth is asked for again."""
+    said = dict(
+        enumerate(
+            [
+                "alpha beta gamma delta",
+                "alpha beta gamma delta alpha",
+                "one two three four",
+                "one two three four one",
+                "red green blue black",
+                "red green blue black red",
+            ]
+        )
+    )
     later = "up down left right"
 
     def say(request: Request, i: int) -> str:

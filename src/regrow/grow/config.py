@@ -14,10 +14,7 @@ from regrow.section import Section
 
 NAMED_SHAPES = ("auto", "balance", "wide", "mixed-turns")
 
-DEFAULT_SYSTEM_PROMPT = (
-    "A chat between a curious person and a knowledgeable assistant. "
-    "The person asks clear, self-contained questions. The assistant gives helpful, accurate, detailed and polite answers."
-)
+DEFAULT_SYSTEM_PROMPT = "You are a knowledgeable and helpful assistant."
 DEFAULT_TOPIC_SENTENCE = "The topic of the conversation is {topic}."
 DEFAULT_WORLD_SENTENCE = "The topic of the conversation can be any part of the world's knowledge."
 DEFAULT_LEAD_IN = "The following text explains something useful to know about {topic}.\n\n"
@@ -25,7 +22,7 @@ DEFAULT_LEAD_IN = "The following text explains something useful to know about {t
 DEFAULT_REFUSALS = [
     r"^\W*(i'?m|i am|we are|we're) (very |so |really |truly )?(sorry|afraid|unable|not able)\b",
     r"\bas an? (ai|artificial intelligence|large language model|language model|digital assistant)\b",
-    r"\bi (can'?t|can ?not|am unable to|am not able to|won'?t) (help|assist|answer|provide|fulfil|comply|engage|do that)",
+    r"\bi (can'?t|can ?not|am unable to|am not able to|won'?t) (help|assist|answer|provide|fulfil|comply|engage)\b",
     r"\bi (do not|don't) have (access|the ability|personal|real-time|the capability)",
 ]
 
@@ -33,9 +30,9 @@ DEFAULT_REFUSALS = [
 class QuestionSampling(Section):
     """How user turns are sampled. Diversity matters more than polish here."""
 
-    temperature: float = Field(default=1.0, ge=0)
-    """Softmax temperature; 1.0 is the model's own distribution of questions [G]."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
+    temperature: float = Field(default=0.8, ge=0)
+    """Softmax temperature [G]. Small models ask broken questions at 1.0; a large one can be given 1.0 for variety."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
     """Nucleus mass; cuts the tail of broken tokens [G]."""
     top_k: int = Field(default=50, ge=0)
     """Only the k likeliest tokens; 0 is off [G]."""
@@ -79,14 +76,16 @@ class ScreenConfig(Section):
     max_repeated_4gram: float = Field(default=0.3, ge=0, le=1)
     """Share of word 4-grams that repeat an earlier one above which a candidate is dropped as ``repeating``."""
     scripts: list[str] = Field(default_factory=lambda: ["latin"])
-    """Writing systems of the corpus, as Unicode names them (``latin``, ``cjk``, ``cyrillic``, ``arabic``, ...). A candidate
-    with over ``max_off_script`` of its letters in other scripts is dropped as ``off-language``. Empty: no such screen."""
+    """Writing systems of the corpus, as Unicode names them (``latin``, ``cjk``, ``cyrillic``, ``arabic``, ...). A
+    candidate with over ``max_off_script`` of its letters in other scripts is dropped as ``off-language``. Empty: no
+    such screen."""
     max_off_script: float = Field(default=0.3, ge=0, le=1)
     """Share of letters outside ``scripts`` that is still accepted, so that quoted words and formulas pass."""
     refusals: list[str] = Field(default_factory=lambda: list(DEFAULT_REFUSALS))
     """Regular expressions (case ignored, searched in the first 200 characters) of refusals. Empty: no such screen."""
     role_leaks: bool = True
-    """Drop candidates that hold chat-template markers or lines that begin with ``User:``, ``Assistant:`` and the like."""
+    """Drop candidates that hold chat-template markers or lines that begin with ``User:``, ``Assistant:`` and the
+    like."""
     question_form: bool = True
     """Drop user turns that speak as the assistant (``Here is ...``, ``Sure, ...``, ``I can help you``): the role flip
     failed there. Counted as ``not a question``."""
@@ -110,19 +109,22 @@ class GrowConfig(Section):
     engine: Literal["auto", "transformers", "openvino", "dummy"] = "auto"
     """What samples: ``auto`` takes OpenVINO on a CPU where it can read the model, else transformers."""
     mode: Literal["chat", "pretrain"] = "chat"
-    """``chat`` grows dialogues (TG-SFT); ``pretrain`` grows plain text from a base model without a chat template (TG-PT)."""
+    """``chat`` grows dialogues (TG-SFT); ``pretrain`` grows plain text from a base model without a chat template
+    (TG-PT)."""
 
     shape: str | list[int] = "auto"
-    """Most children a parent keeps, layer by layer (odd layers: questions, even: answers). ``balance`` is 32,16,8,8 [P];
-    ``auto`` is the proportions of ``balance`` scaled to the dialogues wanted from each topic [G]; ``wide`` is independent
-    dialogues [P]; ``mixed-turns`` has 1 to 4 turns, Gaussian-shaped [P]; or a list such as ``32,16,8,8``."""
+    """Most children a parent keeps, layer by layer (odd layers: questions, even: answers). ``balance`` is 32,16,8,8
+    [P]; ``auto`` is the proportions of ``balance`` scaled to the dialogues wanted from each topic [G]; ``wide`` is
+    independent dialogues [P]; ``mixed-turns`` has 1 to 4 turns, Gaussian-shaped [P]; or a list such as
+    ``32,16,8,8``."""
     turns: int = Field(default=2, ge=1, le=16)
     """Turns of a dialogue for the shapes ``auto`` and ``wide``; 2 was best in the paper [P]. A list sets its own."""
     dialogues: int | Literal["all"] | None = None
     """Dialogues wanted in all. Fewer than the whole trees hold: a uniformly random subset of their paths is grown and
     nothing else. ``all``: every path of one tree a topic. Default 1,000 when ``tokens`` is not given either [G]."""
     tokens: int | None = Field(default=None, ge=1)
-    """Budget in tokens of distinct kept turns instead of ``dialogues``; reached, and passed by at most the last round."""
+    """Budget in tokens of distinct kept turns instead of ``dialogues``; reached, and passed by at most the last
+    round."""
 
     topics: list[str] = Field(default_factory=list)
     """One topic a tree. None given: a built-in list of broad fields of knowledge."""
@@ -131,12 +133,16 @@ class GrowConfig(Section):
     ask_topics: int = Field(default=0, ge=0, le=500)
     """Ask the model itself for this many topics instead (deduplicated by the encoder)."""
     quota: dict[str, float] = Field(default_factory=dict)
-    """Share of the dialogues for each topic (any scale). Empty: equal shares. Without ``topics`` its keys are the topics."""
+    """Share of the dialogues for each topic (any scale). Empty: equal shares. Without ``topics`` its keys are the
+    topics."""
 
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
-    """Root prompt P0: a generic description of the two speakers [P: such a prompt; the wording is ours]."""
+    """Root prompt P0: a generic description of the assistant [P: such a prompt; the wording is ours]. Close to what
+    chat
+    models were tuned with: on a description of two speakers, small models talk about the chat instead of having it."""
     topic_sentence: str = DEFAULT_TOPIC_SENTENCE
-    """Last sentence of the root prompt; ``{topic}`` is replaced. Also what first questions are compared with in MMR."""
+    """Last sentence of the root prompt; ``{topic}`` is replaced. Also what first questions are compared with in
+    MMR."""
     world_sentence: str = DEFAULT_WORLD_SENTENCE
     """The last sentence for a tree without a topic (topic ``*``) [P: all kinds of world knowledge]."""
     lead_in: str = DEFAULT_LEAD_IN
@@ -149,17 +155,21 @@ class GrowConfig(Section):
     """Sampling of user turns."""
     answer: AnswerSampling = Field(default_factory=AnswerSampling)
     """Sampling of assistant turns (and of all text in pretrain mode)."""
-    truncated: Literal["drop", "trim"] = "drop"
-    """An answer that met its cap: ``drop`` it, or ``trim`` it to its last whole sentence. A question is always dropped."""
+    truncated: Literal["drop", "trim"] = "trim"
+    """An answer that met its cap: ``trim`` it to its last whole sentence (dropped when it has none), or ``drop`` it. A
+    cut question is always dropped. Trimming costs nothing that was sampled; such a node keeps ``finish: length``, so
+    that no one trains the model to end there [G]."""
 
     oversample: float = Field(default=2.0, ge=1, le=16)
-    """Candidates sampled for each child wanted, before screens and MMR [G: 2 to 4]. Shape ``wide`` always samples one."""
+    """Candidates sampled for each child wanted, before screens and MMR [G: 2 to 4]. Shape ``wide`` always samples
+    one."""
     retries: int = Field(default=2, ge=0, le=20)
     """How often a parent with too few survivors is sampled again with fresh seeds before it keeps fewer [G]."""
     refill_rounds: int = Field(default=8, ge=0, le=50)
     """Rounds of new trees that make up for branches that died, so that the budget is met [G]."""
     encoder: str = "minilm"
-    """Sentence encoder of the semantic deduplication: ``minilm`` (embedded), a folder, a hub name, or ``none`` (no MMR)."""
+    """Sentence encoder of the semantic deduplication: ``minilm`` (embedded), a folder, a hub name, or ``none`` (no
+    MMR)."""
     mmr_lambda: float = Field(default=0.5, ge=0, le=1)
     """Weight of relevance against novelty in MMR; 1 is relevance alone [G]."""
     max_similarity: float = Field(default=0.9, ge=-1, le=1)
@@ -172,7 +182,8 @@ class GrowConfig(Section):
     usual). 0: off. Costs one scoring pass over the corpus."""
     top_logprobs_context: Literal["training", "growing"] = "training"
     """What stands before the dialogue in that pass: the tokenizer's default rendering, as in training, or the growing
-    prompt. The KL term compares the student with the base on the rows it trains on, so the prompts must be the same."""
+    prompt. The KL term compares the student with the base on the rows it trains on, so the prompts must be the
+    same."""
     batch_nodes: int = Field(default=256, ge=1)
     """Candidates handed to the engine at once. Bounds memory; does not change what is grown."""
 

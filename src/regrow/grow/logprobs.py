@@ -1,11 +1,12 @@
 """The base model's whole opinion: its k likeliest tokens and their log-probabilities at every kept token.
 
-Soft replay pulls the tuned model to the base's distribution on the rows it trains on. That distribution depends on what
-stands before the dialogue. Training rows are rendered as the model will be used, without the growing prompt, so the scoring
-pass does the same by default (``context: training``): the token ids are the ones that were sampled, only the prompt in front
-of them differs. ``context: growing`` scores under the prompt they were sampled from.
+Soft replay pulls the tuned model to the base's distribution on the rows it trains on. That distribution depends on
+what stands before the dialogue. Training rows are rendered as the model will be used, without the growing prompt, so
+the scoring pass does the same by default (``context: training``): the token ids are the ones that were sampled, only
+the prompt in front of them differs. ``context: growing`` scores under the prompt they were sampled from.
 
-A path is scored in one pass, and the nodes it shares with paths scored before are skipped, so each node is scored once.
+A path is scored in one pass, and the nodes it shares with paths scored before are skipped, so each node is scored
+once.
 """
 
 from __future__ import annotations

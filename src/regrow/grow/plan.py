@@ -1,6 +1,7 @@
 """Which paths of a tree are grown: a uniformly random subset, decided node by node from the run's seed.
 
-A budget of L dialogues out of a tree with P = N1*N2*... paths asks for a uniformly random set of L distinct paths. It is
+A budget of L dialogues out of a tree with P = N1*N2*... paths asks for a uniformly random set of L distinct paths. It
+is
 never written down: each node carries how many of them run through it, and on expansion that number is split over its N
 children by the multivariate hypergeometric law, which is exactly how such a set falls apart. So nothing is held in
 memory, and the split depends on the seed and the node's own path alone, not on the order of work.
@@ -40,8 +41,9 @@ def _spread(rng: np.random.Generator, room: list[int], wanted: int) -> list[int]
 def split(shape: Shape, layer: int, want: Want, rng: np.random.Generator, layers_per_turn: int = 2) -> list[Want]:
     """How the dialogues wanted below a node of ``layer`` are split over its children (only children with a share).
 
-    With one depth for all dialogues the law is exact. With mixed depths, an answer that ends a dialogue gets no children,
-    and each longer dialogue goes to a child drawn by the room it has; what does not fit is left out (and refilled later).
+    With one depth for all dialogues the law is exact. With mixed depths, an answer that ends a dialogue gets no
+    children, and each longer dialogue goes to a child drawn by the room it has; what does not fit is left out (and
+    refilled later).
     """
     n = shape.children[layer]
     if len(want) == 1:
@@ -92,8 +94,9 @@ def redistribute(
 ) -> list[Want]:
     """Give the dialogues of children that could not be had to their siblings, by the room these have left.
 
-    ``kept`` are the shares of the children that exist. For dialogues of one depth the result is what sampling paths from
-    the smaller tree gives. With mixed depths nothing moves (an ended branch cannot go on); the refill makes up for it.
+    ``kept`` are the shares of the children that exist. For dialogues of one depth the result is what sampling paths
+    from the smaller tree gives. With mixed depths nothing moves (an ended branch cannot go on); the refill makes up
+    for it.
     """
     depths = {k for share in (*kept, *lost) for k in share}
     if not kept or not lost or len(depths) != 1:

@@ -1,4 +1,5 @@
-"""What is planted when: the budget by topic, the first round of trees, and the rounds that make up for branches that died."""
+"""What is planted when: the budget by topic, the first round of trees, and the rounds that make up for branches that
+died."""
 
 from __future__ import annotations
 
@@ -119,7 +120,8 @@ def next_target(config: GrowConfig, topics: Sequence[str], tokens: int, dialogue
 
 
 def _dialogues_for(config: GrowConfig, topics: Sequence[str], layers_per_turn: int) -> float:
-    """Dialogues that the token budget is guessed to give. Found by iteration: in a larger tree more turns are shared."""
+    """Dialogues that the token budget is guessed to give. Found by iteration: in a larger tree more turns are
+    shared."""
     assert config.tokens is not None
     dialogues = max(1.0, config.tokens / 300)
     for _ in range(8):
@@ -177,8 +179,8 @@ class GrowCost:
 def estimate_cost(config: GrowConfig, topics: Sequence[str]) -> GrowCost:
     """Estimate the cost of a configuration from its shape and caps alone.
 
-    Nodes follow from the shape; the lengths of turns are a guess (`TOKENS_PER_QUESTION`, `TOKENS_PER_ANSWER`), and so is
-    the share of candidates that pass the screens (`FIT_SHARE`).
+    Nodes follow from the shape; the lengths of turns are a guess (`TOKENS_PER_QUESTION`, `TOKENS_PER_ANSWER`), and so
+    is the share of candidates that pass the screens (`FIT_SHARE`).
     """
     lpt = 1 if config.mode == "pretrain" else 2
     target = budget(config, topics)

@@ -31,10 +31,11 @@ _ROLE_LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _SPEAKS_AS_ASSISTANT = re.compile(
-    r"^\W*(?:sure\b|certainly\b|of course\b|absolutely[,!.]|great question|that's a (?:great|good|very)|thank you for|you're welcome|"
-    r"here(?:'s| is| are)\b|i(?:'d| would) be (?:happy|glad|delighted)|i(?:'m| am) (?:glad|happy|here) to|i can (?:help|assist|provide)|"
-    r"i hope (?:this|that|you)|hello! how can i|how can i (?:help|assist) you|as (?:a|your) (?:helpful|knowledgeable)? ?assistant|"
-    r"the (?:assistant|user|person)\b)",
+    r"^\W*(?:sure\b|certainly\b|of course\b|absolutely[,!.]|great question|that's a (?:great|good|very)"
+    r"|thank you for|you're welcome|here(?:'s| is| are)\b|i(?:'d| would) be (?:happy|glad|delighted)"
+    r"|i(?:'m| am) (?:glad|happy|here) to|i can (?:help|assist|provide)|i hope (?:this|that|you)"
+    r"|hello! how can i|how can i (?:help|assist) you|as (?:a|your) (?:helpful|knowledgeable)? ?assistant"
+    r"|the (?:assistant|user|person)\b)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"\w+", re.UNICODE)

@@ -1,6 +1,7 @@
 """How the layers of a tree are spoken: which role a layer has, and which tokens stand before it.
 
-`ChatScript` flips roles by the model's own turn markers (TG-SFT); `regrow.grow.pretrain.TextScript` only continues (TG-PT).
+`ChatScript` flips roles by the model's own turn markers (TG-SFT); `regrow.grow.pretrain.TextScript` only continues
+(TG-PT).
 Paths are never tokenised again: a prompt is the parent's own token ids plus the ids of the markers.
 """
 
@@ -104,7 +105,7 @@ class ChatScript:
                 top_k=answer.top_k,
                 stop_token_ids=turns.stop_ids("assistant"),
                 stop_strings=turns.stop_strings("assistant"),
-            )  # fmt: skip
+            )
             for cap in answer.max_new_tokens
         ]
         self.opening = lru_cache(maxsize=4096)(self._opening)
@@ -129,6 +130,7 @@ class ChatScript:
 
     def markers(self) -> tuple[str, ...]:
         texts = (self._turns.assistant_open, self._turns.assistant_close, self._turns.user_open)
-        # A marker such as "</s>[INST]" gives its angle- and square-bracketed pieces; plain words would hit ordinary prose.
+        # A marker such as "</s>[INST]" gives its angle- and square-bracketed pieces; plain words would hit ordinary
+        # prose.
         pieces = {piece for text in texts for piece in re.findall(r"<[^<>\s]+>|\[/?[A-Z_]+\]", text)}
         return tuple(sorted(pieces | set(self.tokenizer.all_special_tokens)))

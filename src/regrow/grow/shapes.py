@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 BALANCE = (32, 16, 8, 8)
-"""The paper's main configuration: 2 turns, 32 first questions, 16 answers each, 8 follow-ups each, 8 answers each [P]."""
+"""The paper's main configuration: 2 turns, 32 first questions, 16 answers each, 8 follow-ups each, 8 answers each
+[P]."""
 
 MIXED_MEAN, MIXED_SD = 2.5, 1.0
 MIXED_TURNS = (1, 2, 3, 4)
@@ -77,8 +78,8 @@ def expected_layers(children: Sequence[int], wanted: int) -> list[float]:
 def scaled(proportions: Sequence[int], wanted: int) -> tuple[int, ...]:
     """The smallest tree of about these proportions with at least ``wanted`` paths.
 
-    All layers are scaled by one factor and rounded down; then the layer that lags its proportion most (the earlier on a
-    tie) gets one child more until the tree is large enough.
+    All layers are scaled by one factor and rounded down; then the layer that lags its proportion most (the earlier on
+    a tie) gets one child more until the tree is large enough.
     """
     factor = (wanted / math.prod(proportions)) ** (1 / len(proportions))
     children = [max(1, math.floor(n * factor + 1e-9)) for n in proportions]
@@ -98,7 +99,8 @@ def balance_proportions(depth: int) -> tuple[int, ...]:
 
 
 def mixed_histogram(wanted: int) -> dict[int, int]:
-    """Dialogues of 1, 2, 3 and 4 turns: a Gaussian (mean 2.5, deviation 1) by largest remainder [P: Gaussian-shaped]."""
+    """Dialogues of 1, 2, 3 and 4 turns: a Gaussian (mean 2.5, deviation 1) by largest remainder [P:
+    Gaussian-shaped]."""
     weights = [math.exp(-((k - MIXED_MEAN) ** 2) / (2 * MIXED_SD**2)) for k in MIXED_TURNS]
     return dict(zip(MIXED_TURNS, apportion(wanted, weights), strict=True))
 
@@ -115,7 +117,8 @@ def apportion(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def mixed_shape(histogram: dict[int, int]) -> Shape:
-    """A tree whose branches can end after 1 to 4 turns in these numbers without one dialogue being the start of another.
+    """A tree whose branches can end after 1 to 4 turns in these numbers without one dialogue being the start of
+    another.
 
     Branching happens in the first two turns; turns 3 and 4 continue a branch. Large enough for every ending.
     """

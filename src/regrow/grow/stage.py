@@ -39,8 +39,8 @@ _MAY_CHANGE = (
     "engine",
     "topics_file",
 )
-"""Settings that a resumed run may change: they do not decide what a node says (the engine's own name is compared apart, and
-of a topics file its content)."""
+"""Settings that a resumed run may change: they do not decide what a node says (the engine's own name is compared
+apart, and of a topics file its content)."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,8 @@ class GrowSummary:
         dialogues: Complete ones; ``wanted`` were asked for (0: the budget is in tokens).
         candidates: Turns sampled; ``kept`` lie on a complete dialogue; ``dropped`` counts the others by reason.
         sampled_tokens, kept_tokens: Tokens of both.
-        trees, rounds: Planted trees, and rounds they were planted in (more than one: branches that died were made up for).
+        trees, rounds: Planted trees, and rounds they were planted in (more than one: branches that died were made up
+            for).
         seconds: Of this call; a resumed run grew the rest before.
         resumed_nodes: Candidates an earlier run had committed.
         top_logprobs: k of the stored distributions, 0 for none.
@@ -107,16 +108,19 @@ def grow(
     Args:
         cfg: Settings.
         model: What grows.
-        out: The corpus folder: ``nodes.sqlite`` while it grows; ``nodes.parquet``, ``dialogues.parquet``, ``trees.json``,
+        out: The corpus folder: ``nodes.sqlite`` while it grows; ``nodes.parquet``, ``dialogues.parquet``,
+            ``trees.json``,
             ``corpus.json`` and the card ``README.md`` in the end.
         seed: All randomness comes from it.
         engine: What samples; made from ``cfg.engine`` by default. Not closed here when given.
         encoder: For MMR; loaded by ``cfg.encoder`` by default.
 
     Raises:
-        RunError: ``out`` is being written by another process, was begun under another configuration, is damaged, or the
+        RunError: ``out`` is being written by another process, was begun under another configuration, is damaged, or
+            the
             disk is full.
-        EngineError: The engine cannot be had or failed; what was grown so far stays, and the same call goes on from there.
+        EngineError: The engine cannot be had or failed; what was grown so far stays, and the same call goes on from
+            there.
         ModelError: The model has no chat template (use ``mode: pretrain``), or one that cannot be split.
         RecipeError: Topics and quota do not fit.
     """
@@ -169,13 +173,13 @@ def grow(
         raise RunError(
             f"not one dialogue survived: {_top(summary.dropped)}",
             where=str(out),
-            hint="Look at nodes.parquet for the dropped texts; loosen grow.screen, raise grow.answer.max_new_tokens, or set "
-            "grow.truncated: trim.",
+            hint="Look at nodes.parquet for the dropped texts; loosen grow.screen, raise grow.answer.max_new_tokens, "
+            "or set grow.truncated: trim.",
         )
     if summary.short:
         note(
-            f"grow: {summary.dialogues:,} of {wanted:,} dialogues; the rest died in the screens ({_top(summary.dropped)}). "
-            "More retries or refill_rounds, or looser screens, would find more."
+            f"grow: {summary.dialogues:,} of {wanted:,} dialogues; the rest died in the screens "
+            f"({_top(summary.dropped)}). More retries or refill_rounds, or looser screens, would find more."
         )
     return summary
 
@@ -225,7 +229,8 @@ def _topics(
 
 
 def _grow_rounds(cfg: GrowConfig, store: Store, script: Script, grower: Grower, topics: list[str]) -> int:
-    """Plant and grow, round after round, until the budget is met or the rounds are used up. Returns dialogues wanted."""
+    """Plant and grow, round after round, until the budget is met or the rounds are used up. Returns dialogues
+    wanted."""
     fixed = budget(cfg, topics)
     rounds = cfg.refill_rounds + 1
     if fixed is None:

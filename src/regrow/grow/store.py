@@ -1,11 +1,13 @@
 """The store of a growing corpus: append-only, crash-safe, one writer, many readers.
 
-SQLite in WAL mode, because it comes with Python, keeps millions of rows on disk and not in memory, lets others read while
-one writes, and its commits survive ``kill -9``. ``synchronous=FULL`` also syncs the log at each commit, so that a commit
-survives a power cut; one sync for an expanded parent costs milliseconds beside the seconds that sampling it took.
+SQLite in WAL mode, because it comes with Python, keeps millions of rows on disk and not in memory, lets others read
+while one writes, and its commits survive ``kill -9``. ``synchronous=FULL`` also syncs the log at each commit, so that
+a commit survives a power cut; one sync for an expanded parent costs milliseconds beside the seconds that sampling it
+took.
 
-The unit of work is the expansion of one parent: its children, its dropped candidates and the mark that it is done are one
-transaction. A killed run therefore knows every parent as either done or untouched, and no node is lost or made twice.
+The unit of work is the expansion of one parent: its children, its dropped candidates and the mark that it is done are
+one transaction. A killed run therefore knows every parent as either done or untouched, and no node is lost or made
+twice.
 """
 
 from __future__ import annotations
@@ -300,7 +302,8 @@ class Store:
         return {unit for (unit,) in rows}
 
     def open_nodes(self, layer: int, after: str, limit: int) -> list[tuple[str, int, Want]]:
-        """Kept nodes of ``layer`` that have not been expanded: ``(id, tree, want)`` in order of id, from past ``after``."""
+        """Kept nodes of ``layer`` that have not been expanded: ``(id, tree, want)`` in order of id, from past
+        ``after``."""
         rows = self._db.execute(
             "SELECT n.id, n.tree, n.want FROM nodes n LEFT JOIN expansions e ON e.unit = n.id "
             "WHERE n.kept = 1 AND n.leaf = 0 AND n.layer = ? AND n.id > ? AND e.unit IS NULL ORDER BY n.id LIMIT ?",
@@ -350,7 +353,8 @@ class Store:
     def finished(self) -> dict[tuple[int, int], int]:
         """Complete dialogues by (topic number, layer of the leaf)."""
         rows = self._db.execute(
-            "SELECT t.topic, n.layer, count(*) FROM nodes n JOIN trees t ON t.tree = n.tree WHERE n.leaf = 1 GROUP BY 1, 2"
+            "SELECT t.topic, n.layer, count(*) FROM nodes n JOIN trees t ON t.tree = n.tree "
+            "WHERE n.leaf = 1 GROUP BY 1, 2"
         )
         return {(topic, layer): n for topic, layer, n in rows}
 
@@ -380,10 +384,11 @@ class Store:
             yield id_
 
     def nodes(self) -> Iterator[tuple[StoredNode, tuple[int, bytes, bytes] | None]]:
-        """All nodes in order of id (a parent right before its descendants), with their top-k row where there is one."""
+        """All nodes in order of id (a parent right before its descendants), with their top-k row where there is
+        one."""
         rows = self._db.execute(
-            "SELECT n.id, n.parent, n.tree, n.layer, n.role, n.token_ids, n.text, n.finish, n.kept, n.reason, n.seed, n.leaf, "
-            "n.token_logprobs, t.k, t.ids, t.logprobs "
+            "SELECT n.id, n.parent, n.tree, n.layer, n.role, n.token_ids, n.text, n.finish, n.kept, n.reason, "
+            "n.seed, n.leaf, n.token_logprobs, t.k, t.ids, t.logprobs "
             "FROM nodes n LEFT JOIN topk t ON t.id = n.id ORDER BY n.id"
         )
         for r in rows:
@@ -404,7 +409,8 @@ class Store:
         for i in range(0, len(ids), _CHUNK):
             part = ids[i : i + _CHUNK]
             marks = ",".join("?" * len(part))
-            done.update(id_ for (id_,) in self._db.execute(f"SELECT id FROM topk WHERE id IN ({marks})", part))  # noqa: S608
+            rows = self._db.execute(f"SELECT id FROM topk WHERE id IN ({marks})", part)  # noqa: S608
+            done.update(id_ for (id_,) in rows)
         return [id_ for id_ in ids if id_ not in done]
 
     def add_topk(self, rows: Sequence[tuple[str, int, bytes, bytes]]) -> None:

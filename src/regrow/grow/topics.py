@@ -129,7 +129,8 @@ def parse_topics(text: str) -> list[str]:
 
 
 def distinct(topics: Sequence[str], encoder: TextEncoder | None, limit: int) -> list[str]:
-    """The first ``limit`` topics that are neither the same text nor near in meaning (cosine over 0.8) to an earlier one."""
+    """The first ``limit`` topics that are neither the same text nor near in meaning (cosine over 0.8) to an earlier
+    one."""
     unique = list({t.casefold(): t for t in reversed(topics)}.values())[::-1]
     if encoder is None or len(unique) < 2:
         return unique[:limit]
@@ -179,4 +180,7 @@ def ask_topics(
     return topics
 
 
-ASK_PROMPT = "List {n} different fields of knowledge, from science and history to everyday life. One short name a line, numbered."
+ASK_PROMPT = (
+    "List {n} different fields of knowledge, from science and history to everyday life. "
+    "One short name a line, numbered."
+)
