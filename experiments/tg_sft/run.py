@@ -32,7 +32,7 @@ CORPUS_OF = {
 }
 REPLAY_RATIO = 0.25
 ROWS_A_STEP = 4
-DOMAIN_ROWS = 100
+DOMAIN_ROWS = 60
 LEARNING_RATE = {"lora": 2e-3}
 TOP_K = 32
 TOPICS = [
@@ -164,7 +164,7 @@ def job(out: Path, kit: Path, arm: str, seed: int) -> None:
     )
     cfg = TrainConfig(
         method="lora" if arm == "lora" else "full",
-        learning_rate=LEARNING_RATE.get(arm, 3e-4),
+        learning_rate=LEARNING_RATE.get(arm, 5e-4),
         num_train_epochs=1,
         per_device_train_batch_size=ROWS_A_STEP,
         warmup_ratio=0.1,
