@@ -14,10 +14,8 @@ from regrow.recipe import Recipe
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
 
-KEPT_SHARE = 0.6
-"""Share of sampled candidates that survive the screens and MMR with the defaults; `docs/how-to/grow.md` shows counts.
-Only the estimate uses it."""
 EVAL_TOKENS_PER_ITEM = 40
+"""Tokens that one evaluation item takes, its prompt shared with others; only the estimate uses it."""
 PROBE_TOKENS = 256
 
 

@@ -81,3 +81,113 @@ def test_mistakes_are_one_clear_message(tmp_path, args, expected):
     done = regrow(*args, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("error: ") == 1 and expected in done.stderr and "Traceback" not in done.stderr
+
+
+def recipe_for(model, tmp_path, **mix) -> str:
+    import json
+
+    rows = [{"question": f"What is number {i}?", "answer": f"It is {i}."} for i in range(40)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = f"model: {{model_name_or_path: {model}}}\ndata: {{path: d.jsonl}}\ngrow: {{engine: dummy}}\n"
+    (tmp_path / "r.yaml").write_text(text + f"mix: {json.dumps(mix)}\n")
+    return "r.yaml"
+
+
+def test_validate_says_the_cost_and_writes_nothing(tiny_model_dir, tmp_path):
+    recipe = recipe_for(tiny_model_dir, tmp_path, replay_ratio=0.5)
+    before = sorted(tmp_path.iterdir())
+    done = regrow("validate", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in (
+        "36 to train on",
+        "4 held out",
+        "to grow",
+        "to train (regrow)",
+        "disk",
+        "time to train",
+        "in all",
+        "engine dummy",
+    ):
+        assert word in done.stdout, done.stdout
+    assert sorted(tmp_path.iterdir()) == before
+    quick = regrow("validate", recipe, "--no-timing", "--set", "compare=false", cwd=tmp_path)
+    assert "time to" not in quick.stdout and "to train (sft)" not in quick.stdout
+
+
+def test_validate_finds_what_run_would_stop_at(tiny_model_dir, tmp_path):
+    recipe = recipe_for(tiny_model_dir, tmp_path)
+    with (tmp_path / "d.jsonl").open("a") as f:
+        f.write('{"question": "and this?", "answer": ""}\n')
+    done = regrow("validate", recipe, "--no-timing", cwd=tmp_path)
+    assert done.returncode == 1 and "d.jsonl:41" in done.stderr
+
+
+def test_eval_compares_two_models(tiny_model_dir, tmp_path):
+    import json
+
+    items = [{"question": f"{i}?", "choices": ["yes", "no"], "answer_index": i % 2} for i in range(8)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+    model = str(tiny_model_dir)
+    done = regrow(
+        "eval", model, model, "-o", "out", "--suite", "file:q.jsonl", "--set", "evaluate.bootstrap=200", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/report.html").exists() and "No change" in done.stdout
+    assert regrow("eval", model, "-o", "out2", cwd=tmp_path).returncode == 1
+
+
+def test_stages_one_by_one(tiny_model_dir, tmp_path):
+    """grow, curate, mix, train, export: each alone, each on the other's files."""
+    model, small = (
+        str(tiny_model_dir),
+        ["--set", "curate.embedding_threshold=null", "--set", "curate.dedup_method=minhash"],
+    )
+    recipe_for(tiny_model_dir, tmp_path)
+    steps = [
+        [
+            "grow",
+            model,
+            "-o",
+            "c",
+            "--shape",
+            "4,2",
+            "--dialogues",
+            "16",
+            "--engine",
+            "dummy",
+            "--set",
+            "grow.encoder=none",
+        ],
+        ["curate", "c", "-o", "k", *small, "--set", "grow.encoder=none"],
+        ["mix", model, "d.jsonl", "-o", "m", "--corpus", "k", "--replay-ratio", "0.3"],
+        ["train", model, "m", "-o", "t", "--epochs", "1", "--learning-rate", "1e-3"],
+        ["export", "k", "--to", "sharegpt", "-o", "s.json"],
+    ]
+    for step in steps:
+        done = regrow(*step, cwd=tmp_path)
+        assert done.returncode == 0, (step[0], done.stderr[-1500:])
+    assert (tmp_path / "t/model/model.safetensors").exists() and (tmp_path / "s.json").exists()
+
+
+def test_chat_answers_with_each_model(tiny_model_dir, tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from regrow.cli import main; main()",
+            "chat",
+            str(tiny_model_dir),
+            "--max-new-tokens",
+            "4",
+        ],
+        input="hello\n/reset\n/quit\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "you> " in done.stdout and f"{tiny_model_dir.name}> " in done.stdout
+
+
+def test_env_names_versions_and_this_machine():
+    done = regrow("env")
+    assert "torch" in done.stdout and "transformers" in done.stdout and "Traceback" not in done.stderr

@@ -51,9 +51,10 @@ def write_model_card(folder: str | Path, facts: Mapping[str, Any]) -> Path:
     parts = [f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---", f"# {title}"]
     if facts.get("summary"):
         parts.append(escape(facts["summary"]))
-    parts.append(
-        f"Trained with Regrow {__version__}: new data mixed with replay data that the base model wrote itself."
+    mixed = (
+        "new data mixed with replay data that the base model wrote itself" if facts.get("replay") else "new data only"
     )
+    parts.append(f"Trained with Regrow {__version__}: {mixed}.")
     done = {"base_model", "license", "language", "datasets", "arm", "summary", "recipe"}
     for key, heading in SECTIONS.items():
         done.add(key)
