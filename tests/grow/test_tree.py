@@ -193,7 +193,7 @@ def test_mmr_chooses_the_children(tiny_model_dir: Path, tmp_path: Path) -> None:
     encoder = HashEncoder()
     engine = ScriptedEngine(tokenizer_of(tiny_model_dir), say)
     cfg = settings(
-        shape=[4, 1],
+        shape=[4, 2],
         dialogues="all",
         encoder="minilm",
         oversample=2,
@@ -253,7 +253,7 @@ def test_truncated_answers(tiny_model_dir: Path, tmp_path: Path, mode: str) -> N
             else sentence(r.seed + i) + ("…" if i else "")
         ),
     )
-    cfg = settings(shape=[1, 1], dialogues="all", truncated=mode, retries=0, oversample=2)
+    cfg = settings(shape=[2, 1], dialogues="all", truncated=mode, retries=0, oversample=1)
     if mode == "drop":
         with pytest.raises(RunError, match="truncated"):
             run(tiny_model_dir, tmp_path, cfg, engine)
@@ -370,3 +370,28 @@ def test_engine_by_name(tiny_model_dir: Path, tmp_path: Path) -> None:
 
     done = grow(settings(dialogues=4), tiny(tiny_model_dir), tmp_path, seed=0)
     assert (done.engine, done.dialogues) == ("dummy", 4)
+
+
+def test_cost_before_growing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Nodes of the estimate are those grown; candidates are near; a token budget is what is estimated for it."""
+    for shape in ("auto", "wide", "mixed-turns", [6, 4, 2, 2]):
+        cfg = settings(shape=shape, dialogues=40, topics=["a", "b"])
+        cost, out = estimate_cost(cfg), tmp_path / str(shape)
+        done = run(tiny_model_dir, out, cfg)
+        if shape != "mixed-turns":  # its branches share turns in a way that the estimate leaves out
+            assert cost.kept_nodes == pytest.approx(done.kept, rel=0.1)
+            assert cost.generations * 0.8 == pytest.approx(done.candidates, rel=0.2)
+        assert cost.dialogues == 40 and cost.trees == 2
+    assert estimate_cost(settings(tokens=30_000)).kept_tokens == 30_000
+    assert estimate_cost(settings(tokens=30_000)).sampled_tokens > 30_000
+    assert estimate_cost(settings(shape="balance", dialogues="all")).kept_nodes == 37_408
+
+
+def test_a_single_child_is_drawn_once(tiny_model_dir: Path, tmp_path: Path) -> None:
+    encoder = HashEncoder()
+    engine = ScriptedEngine(tokenizer_of(tiny_model_dir), lambda r, i: sentence(r.seed + i) if r.seed % 3 else "")
+    cfg = settings(shape=[6, 1, 1, 1], dialogues="all", encoder="minilm", oversample=3)
+    run(tiny_model_dir, tmp_path, cfg, engine, encoder=encoder)
+    below = [r.n for r in engine.requests if r.key != "t00"]
+    assert set(below) == {1, 3}, "one, and the oversampled number only in retries"
+    assert len(encoder.seen) <= 3, "only first questions have siblings"

@@ -161,8 +161,8 @@ class GrowConfig(Section):
     that no one trains the model to end there [G]."""
 
     oversample: float = Field(default=2.0, ge=1, le=16)
-    """Candidates sampled for each child wanted, before screens and MMR [G: 2 to 4]. Shape ``wide`` always samples
-    one."""
+    """Candidates sampled for each child wanted, before screens and MMR [G: 2 to 4]. A single child has no siblings to
+    differ from: it gets one candidate, and this many in each retry. Shape ``wide`` always samples one."""
     retries: int = Field(default=2, ge=0, le=20)
     """How often a parent with too few survivors is sampled again with fresh seeds before it keeps fewer [G]."""
     refill_rounds: int = Field(default=8, ge=0, le=50)

@@ -140,20 +140,22 @@ def layers_of(tree: TreeRow, layers_per_turn: int) -> list[float]:
     return layers
 
 
+def guess_length(config: GrowConfig, layer: int) -> int:
+    """Guessed tokens of a turn of ``layer`` (1 is the first)."""
+    caps = config.answer.max_new_tokens
+    if config.mode == "pretrain":
+        return caps[min(layer, len(caps)) - 1]
+    if layer % 2:
+        return min(TOKENS_PER_QUESTION, config.question.max_new_tokens)
+    return min(TOKENS_PER_ANSWER, caps[min(layer // 2, len(caps)) - 1])
+
+
 def guess_tokens(config: GrowConfig, trees: Sequence[TreeRow]) -> float:
     """Tokens of the distinct turns of these trees, by the guessed lengths."""
     lpt = 1 if config.mode == "pretrain" else 2
-    caps = config.answer.max_new_tokens
-    tokens = 0.0
-    for tree in trees:
-        for i, nodes in enumerate(layers_of(tree, lpt)):
-            if lpt == 2 and i % 2 == 0:
-                length = min(TOKENS_PER_QUESTION, config.question.max_new_tokens)
-            else:
-                cap = caps[min(i // lpt, len(caps) - 1)]
-                length = cap if lpt == 1 else min(TOKENS_PER_ANSWER, cap)
-            tokens += nodes * length
-    return tokens
+    return sum(
+        nodes * guess_length(config, layer) for tree in trees for layer, nodes in enumerate(layers_of(tree, lpt), 1)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +189,17 @@ def estimate_cost(config: GrowConfig, topics: Sequence[str]) -> GrowCost:
     if target is None:
         target = max(1, round(_dialogues_for(config, topics, lpt)))
     trees = trees_for(config, topics, deficits(config, topics, target, {}, lpt), 0, 0)
-    nodes = sum(sum(layers_of(tree, lpt)) for tree in trees)
-    kept = config.tokens if config.tokens is not None else round(guess_tokens(config, trees))
-    over = (1.0 if config.shape == "wide" else config.oversample) / FIT_SHARE
-    return GrowCost(
-        dialogues=target,
-        trees=len(trees),
-        kept_nodes=round(nodes),
-        generations=math.ceil(nodes * over),
-        kept_tokens=kept,
-        sampled_tokens=math.ceil(kept * over),
-    )
+    kept = sampled = nodes = generations = 0.0
+    for tree in trees:
+        parents = 1.0
+        for layer, here in enumerate(layers_of(tree, lpt), 1):
+            # Single children are sampled once; of k children all are oversampled.
+            siblings = 0.0 if tree.shape.independent else min(1.0, here / max(parents, 1e-9) - 1)
+            drawn = here * (1 + (config.oversample - 1) * max(0.0, siblings)) / FIT_SHARE
+            length = guess_length(config, layer)
+            nodes, generations = nodes + here, generations + drawn
+            kept, sampled = kept + here * length, sampled + drawn * length
+            parents = here
+    if config.tokens is not None:
+        kept, sampled = float(config.tokens), sampled * config.tokens / kept
+    return GrowCost(target, len(trees), round(nodes), math.ceil(generations), round(kept), math.ceil(sampled))

@@ -28,6 +28,10 @@ from regrow.grow.store import Expansion, Store, StoredNode, TreeRow
 from regrow.grow.topics import TextEncoder
 from regrow.progress import Task
 
+MMR_CHARS = 600
+"""How much of a turn is compared with its siblings: about the 128 word pieces that MiniLM was trained on. Encoding
+whole answers would cost half as much as sampling them."""
+
 
 @dataclass(slots=True)
 class Candidate:
@@ -181,8 +185,12 @@ class Grower:
         return batch
 
     def _ask(self, parent: Parent) -> int:
-        """Candidates to sample at once."""
-        if parent.tree.shape.independent:
+        """Candidates to sample at once.
+
+        Where one child is wanted, it has no siblings to differ from: the first fit draw is taken, as a uniformly drawn
+        path of the full tree would have it, and more are sampled only when that one fails.
+        """
+        if parent.tree.shape.independent or (len(parent.shares) == 1 and not parent.attempts):
             return 1
         return math.ceil(self.config.oversample * (parent.missing or len(parent.shares)))
 
@@ -260,9 +268,9 @@ class Grower:
         """The children among the fit candidates, in MMR's order, and the numbers of those that are too similar."""
         fit = [c for c in parent.candidates if c.reason is None]
         needed = len(parent.shares)
-        if self.encoder is None or len(fit) < 2 or parent.tree.shape.independent:
+        if self.encoder is None or needed == 1 or len(fit) < 2:
             return fit[:needed], set()
-        vectors = self.encoder.encode([parent.anchor, *(c.text for c in fit)])
+        vectors = self.encoder.encode([text[:MMR_CHARS] for text in (parent.anchor, *(c.text for c in fit))])
         picked, similar = mmr(
             vectors[1:], vectors[0], needed, lam=self.config.mmr_lambda, max_similarity=self.config.max_similarity
         )
