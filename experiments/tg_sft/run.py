@@ -60,8 +60,8 @@ def grow_corpora(out: Path, kit: Path, dialogues: int) -> None:
     model = resolve_model("smollm2")
     all_items = out / "items.jsonl"
     if not all_items.exists():
-        own = build_suites(EvalConfig(suites=["facts"], n_facts=160, pool_sample=0), model, [], out / "suites", seed=0)
-        wanted = [*read_items(own), *items(kit, 24)]
+        own = build_suites(EvalConfig(suites=["facts"], n_facts=96, pool_sample=0), model, [], out / "suites", seed=0)
+        wanted = [*read_items(own), *items(kit, 16)]
         tmp = all_items.with_suffix(".tmp")
         tmp.write_text("".join(json.dumps(asdict(i)) + "\n" for i in wanted), encoding="utf-8")
         tmp.rename(all_items)
@@ -194,7 +194,7 @@ def evaluate_seed(out: Path, seed: int) -> None:
         interpolate(base, folder / "sft/train/model", 0.5, half)
     models = {"base": base} | {arm: folder / arm / "train/model" for arm in TRAINED} | {"interpolate": half}
     wanted = read_items(out / "items.jsonl") + read_items(out / "corpus/balance/own_dialogues.jsonl")
-    cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=24, noise_floor=seed == 0)
+    cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=16, noise_floor=seed == 0)
     evaluate(models, wanted, cfg, folder / "eval", seed=seed)
     (folder / "evaluated").write_text("yes\n")
 
