@@ -54,7 +54,7 @@ def errors(engine, reference, asked):
     return np.concatenate([a - s.logprobs for a, s in zip(ours, reference.score(rows), strict=True)])
 
 
-@pytest.mark.parametrize("setting", [{}, {"temperature": 0.8, "top_p": 0.9}, {"top_k": 30}], ids=str)
+@pytest.mark.parametrize("setting", [{}, {"temperature": 1.2, "top_p": 0.9}, {"top_k": 30}], ids=str)
 def test_next_token_frequencies_are_those_of_the_model(exact, reference, prompt, setting):
     asked = [Request(f"{i}", prompt, 40, 7919 * i, SampleParams(1, **setting)) for i in range(100)]
     answers = dict(exact.sample(asked))
@@ -107,6 +107,10 @@ def test_stop_tokens_and_stop_strings(exact, prompt):
         assert c.finish == "stop" or len(c.token_ids) == 40
     free = [c for cs in dict(exact.sample([Request("a", prompt, 8, 3, SampleParams(30))])).values() for c in cs]
     assert all(c.finish == "length" and len(c.token_ids) == 30 for c in free)
+    assert any(2 in c.token_ids for c in free), "the model's own end token is no stop unless it is asked to be"
+    params = SampleParams(30, stop_token_ids=(28, 30))
+    dots = [c for cs in dict(exact.sample([Request("a", prompt, 16, 3, params)])).values() for c in cs]
+    assert any(2 in c.token_ids for c in dots) and not any({28, 30} & set(c.token_ids) for c in dots)
 
 
 def test_greedy_is_the_arg_max_and_an_abandoned_call_leaves_nothing_behind(exact, reference, prompt):
