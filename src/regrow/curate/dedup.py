@@ -23,6 +23,7 @@ RECALL = 0.99
 EXACT_LIMIT = 20_000
 """Up to this many vectors every pair is compared: a few seconds of matrix products, and nothing is missed."""
 BLOCK = 2048
+SMALL_BUCKET = 64
 
 Vectors = NDArray[np.float32]
 
@@ -171,9 +172,35 @@ def embedding_pairs(vectors: Vectors, threshold: float, *, seed: int, exact_limi
         for start in range(0, len(vectors), 65_536):
             side = (vectors[start : start + 65_536] @ planes) > 0
             keys[start : start + len(side)] = side.astype(np.uint64) @ powers
-        for bucket in _buckets(keys):
+        large = _compare_small_buckets(vectors, keys, threshold, found)
+        for bucket in large:
             _compare(vectors, bucket, threshold, found)
     return _pairs(found)
+
+
+def _compare_small_buckets(
+    vectors: Vectors, keys: NDArray[np.uint64], threshold: float, found: dict[tuple[int, int], float]
+) -> list[NDArray[np.int64]]:
+    """Compare within buckets of up to `SMALL_BUCKET` vectors, all buckets at once; returns the larger ones.
+
+    Most buckets hold a handful of vectors; a call for each would cost more than the products.
+    """
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+    lengths = np.diff(np.concatenate([starts, [len(ranked)]]))
+    size = np.repeat(lengths, lengths)
+    small = size <= SMALL_BUCKET
+    for step in range(1, min(SMALL_BUCKET, len(ranked))):
+        at = np.flatnonzero((ranked[step:] == ranked[:-step]) & small[:-step])
+        if not len(at):
+            break
+        for part in np.array_split(at, -(-len(at) // BLOCK)):
+            i, j = order[part], order[part + step]
+            similarity = np.einsum("nd,nd->n", vectors[i], vectors[j])
+            for hit in np.flatnonzero(similarity >= threshold):
+                found[int(i[hit]), int(j[hit])] = float(similarity[hit])
+    return [order[s : s + n] for s, n in zip(starts, lengths, strict=True) if n > SMALL_BUCKET]
 
 
 def keep_earliest(n: int, pairs: Sequence[Pair]) -> dict[int, Pair]:
