@@ -40,13 +40,14 @@ def talk(
 ) -> None:
     """Read messages from standard input until /quit or end of file; print each model's answer as it comes."""
     from regrow.models.generate import chat_once
-    from regrow.models.load import load_model, load_tokenizer
+    from regrow.models.load import load_model, load_tokenizer, resolve_model
     from regrow.progress import note
 
     loaded = {}
     for arm, path in models_of(folder, arms).items():
         note(f"loading {arm} from {path}")
-        loaded[arm] = (load_model(path), load_tokenizer(path))
+        whole = resolve_model(path).path  # merges a LoRA adapter into its base
+        loaded[arm] = (load_model(whole), load_tokenizer(whole))
     start = [{"role": "system", "content": system}] if system else []
     history = {arm: list(start) for arm in loaded}
     print("Type a message; /reset forgets the dialogue, /quit leaves.")

@@ -179,3 +179,28 @@ def test_a_missing_or_doubled_record_is_an_error() -> None:
         tables(found[:-1], ("base", "sft", "regrow"))
     with pytest.raises(ValueError, match="two records"):
         tables([*found, found[0]], ("base", "sft", "regrow"))
+
+
+def test_the_verdict_names_what_replay_undid_on_other_suites():
+    from regrow.evaluate.verdict import verdict
+
+    def compared(better, recovery):
+        half = {"diff": 0.0, "ci": [0.1, 0.2], "p": 0.01, "significant": True}
+        return {"vs_base": {**half, "better": False}, "vs_sft": {**half, "better": better}, "recovery": recovery}
+
+    def suite(better, recovery):
+        both = {"sft": compared(None, None), "regrow": compared(better, recovery)}
+        return {"kind": "retention", "n": 24, "metric": "kl", "unit": "nats", "higher_is_better": False,
+                "differences": both, "noise_floor": None, "mdd": None}  # fmt: skip
+
+    undone = {"value": 0.7, "ci": [0.6, 0.8], "defined": True, "reason": None}
+    loss = {"suite": "facts", "metric": "kl", "value": 0.15, "ci": [0.1, 0.2], "significant": True}
+    results = {
+        "arms": ["base", "sft", "regrow"],
+        "suites": {"facts": suite(None, undone), "own-dialogues": suite(True, undone), "other": suite(None, undone)},
+        "gain": {},
+        "forgetting": {"sft": loss, "regrow": loss},
+    }
+    sentence = verdict(results, 0.95)["sentence"]
+    assert "On own-dialogues (24 items) replay undid 60 % to 80 % of the harm of plain SFT" in sentence
+    assert "On other" not in sentence

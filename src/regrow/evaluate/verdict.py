@@ -27,6 +27,8 @@ def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
         text = _kept(results, arm, confidence)
     if level == "no-change" and gain and not _identical(results, arm):
         text = f"No change that can be told from chance: {text[0].lower()}{text[1:]}"
+    if not _identical(results, arm):
+        text += _elsewhere(results, arm, loss["suite"] if loss else None)
     if gain and not _identical(results, arm):
         text += f". On {gain['suite']}, {_gained(results, gain)}"
     sentence = text[0].upper() + text[1:] + "."
@@ -89,6 +91,21 @@ def _kept(results: dict[str, Any], arm: str, confidence: float) -> str:
     if compared["vs_sft"]["better"] is False:
         return f"{text}. That is more than plain SFT lost"
     return text if compared["vs_sft"]["better"] else f"{text}. That is not measurably less than plain SFT"
+
+
+def _elsewhere(results: dict[str, Any], arm: str, head: str | None) -> str:
+    """What replay won back on the other retention suites, where that is significant."""
+    told = ""
+    for name, suite in results["suites"].items():
+        compared = suite["differences"][arm]
+        recovery, vs_sft = compared["recovery"], compared["vs_sft"]
+        if name == head or suite["kind"] != "retention" or not recovery or not recovery["defined"]:
+            continue
+        if vs_sft and vs_sft["better"] and recovery["ci"]:
+            a, b = recovery["ci"]
+            of = _metric(suite["metric"])
+            told += f". On {name} ({suite['n']} items) replay undid {a:.0%} to {b:.0%} of the harm of plain SFT ({of})"
+    return told.replace("%", " %")
 
 
 def _change(loss: dict[str, Any], unit: str) -> str:
