@@ -358,3 +358,41 @@ def test_nothing_is_lost(shape: list[list[int]], minimum: int, held: float, seed
     for node in read_nodes(out):
         assert node.n_paths == sum(node.id in d.node_ids for d in dialogues)
         assert node.kept == (node.n_paths > 0)
+
+
+def test_paraphrases_of_items_go_by_meaning_only_when_asked(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "Penguins eat what do"}]
+    item = Item("penguin", "facts", "animals", "answer", asked, answers=["krill"])
+    for name, threshold, gone in (("off", None, False), ("strict", 0.99, True), ("loose", 0.5, True)):
+        encoder = WordBag()
+        done, out = run(tmp_path / name, items=[item], embedding_threshold=threshold, encoder=encoder)
+        assert ("t01/1/0/0/0" not in ids(out)) is gone
+        assert (encoder.seen > 0) is gone
+        assert done.compared_with == {"items": 1, "your_rows": 0}
+    strict, loose = (json.loads((tmp_path / n / "clean/curate.json").read_text()) for n in ("strict", "loose"))
+    assert strict["dropped"]["evaluation item"]["turns"] <= loose["dropped"]["evaluation item"]["turns"]
+    [record] = [r for r in lines(tmp_path / "strict/clean/dropped.jsonl") if r["reason"] == "evaluation item"]
+    assert record["evidence"]["similarity"] >= 0.99
+
+
+def test_ngram_and_minhash_threshold_reach_their_passes(tmp_path: Path) -> None:
+    text = "Light then crosses more air and is split into all the colours that a rainbow has to offer us today"
+    item = Item("light", "s", "d", "answer", [{"role": "user", "content": text}])
+    for name, ngram, gone in (("a", 13, False), ("b", 6, True)):
+        _, out = run(tmp_path / name, items=[item], ngram=ngram)
+        assert ("t00/1/0/0/0" not in ids(out)) is gone
+    twins: list[Tree] = [
+        {"What does the heart do?": {LONG: {}}},
+        {"What does the heart do?": {LONG + " and in sleep": {}}},
+    ]
+    for name, threshold, n in (("c", 0.8, 1), ("d", 0.99, 2)):
+        _, out = run(tmp_path / name, twins, minhash_threshold=threshold)
+        assert len(ids(out)) == n
+
+
+@pytest.mark.parametrize(("given", "held", "tokens"), [(4, 4, 1024), (4.0, 4, 1024), (0.25, 0.25, 0), (0, 0, 0)])
+def test_holdout_is_a_number_or_a_share(given: float, held: float, tokens: int) -> None:
+    cfg = CurateConfig(holdout_dialogues=given)
+    assert (cfg.holdout_dialogues, type(cfg.holdout_dialogues), cfg.holdout_tokens) == (held, type(held), tokens)
+    with pytest.raises(ValueError, match="below 1"):
+        CurateConfig(holdout_dialogues=2.5)
