@@ -1,7 +1,7 @@
 """Your own test items out of a JSONL file.
 
 Multiple choice: ``{"question": "...", "choices": ["a", "b"], "answer": 0}`` (an index, or the right
-choice's text).
+choice's text; ``answer_index`` is the same key). Other columns are left alone.
 Short answer: ``{"question": "...", "answer": "Paris"}`` or ``{"question": "...", "answers": ["Paris", "paris"]}``.
 ``messages`` in place of ``question`` gives a whole dialogue up to the question; ``id`` and ``domain`` are optional.
 """
@@ -9,6 +9,7 @@ Short answer: ``{"question": "...", "answer": "Paris"}`` or ``{"question": "..."
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from regrow.evaluate.config import EMBEDDED_SUITES
 from regrow.evaluate.items import Item
 from regrow.rows.row import Message
 
-KEYS = {"question", "messages", "choices", "answer", "answers", "id", "domain"}
+KEYS = {"question", "messages", "choices", "answer", "answer_index", "answers", "id", "domain"}
 ROLES = ("system", "user", "assistant")
 TAKEN = (*EMBEDDED_SUITES, "facts-pool")
 
@@ -60,15 +61,17 @@ def _item(line: str, suite: str, number: int, where: str) -> Item:
         raise DataError(f"not JSON: {error}", where=where) from error
     if not isinstance(data, dict):
         raise DataError("expected a JSON object", where=where)
-    if unknown := sorted(set(data) - KEYS):
-        raise DataError(f"unknown key '{unknown[0]}'", where=where, hint=f"known: {', '.join(sorted(KEYS))}")
+    for key in sorted(set(data) - KEYS):
+        # Benchmark files carry columns of their own (split, subject, ...); only what looks like a typo is an error.
+        if close := get_close_matches(key, KEYS, n=1, cutoff=0.75):
+            raise DataError(f"unknown key '{key}'", where=where, hint=f"did you mean '{close[0]}'?")
     name, domain = str(data.get("id", number)), str(data.get("domain", suite))
     messages = _messages(data, where)
     if "choices" in data:
         choices = _texts(data["choices"], "choices", where)
         if len(choices) < 2 or len(set(choices)) < len(choices):
             raise DataError("'choices' needs at least two different texts", where=where)
-        index = _index(data.get("answer"), choices, where)
+        index = _index(data.get("answer", data.get("answer_index")), choices, where)
         return Item(name, suite, domain, "choice", messages, choices=choices, answer_index=index)
     if "answer" in data and "answers" in data:
         raise DataError("give 'answer' or 'answers', not both", where=where)
