@@ -124,9 +124,8 @@ def main() -> None:
     print("| arm | tokens/s (median) | min | max | against generate |\n| --- | ---: | ---: | ---: | ---: |")
     base = statistics.median(speeds["model.generate"])
     for name, s in speeds.items():
-        print(
-            f"| {name} | {statistics.median(s):.0f} | {min(s):.0f} | {max(s):.0f} | {statistics.median(s) / base:.2f} |"
-        )
+        middle = statistics.median(s)
+        print(f"| {name} | {middle:.0f} | {min(s):.0f} | {max(s):.0f} | {middle / base:.2f} |")
 
 
 if __name__ == "__main__":
