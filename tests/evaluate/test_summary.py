@@ -204,3 +204,6 @@ def test_the_verdict_names_what_replay_undid_on_other_suites():
     sentence = verdict(results, 0.95)["sentence"]
     assert "On own-dialogues (24 items) replay undid 60 % to 80 % of the harm of plain SFT" in sentence
     assert "On other" not in sentence
+    assert verdict(results, 0.95)["level"] == "partly"
+    results["suites"]["other"]["differences"]["regrow"]["vs_sft"]["better"] = False
+    assert verdict(results, 0.95)["level"] == "lost"

@@ -56,7 +56,12 @@ def _level(results: dict[str, Any], arm: str) -> str:
         return "no-change"
     compared = results["suites"][loss["suite"]]["differences"][arm]
     if compared["vs_base"]["better"] is False:
-        return "partly" if compared["vs_sft"] and compared["vs_sft"]["better"] else "lost"
+        against = [
+            s["differences"][arm]["vs_sft"]["better"]
+            for s in results["suites"].values()
+            if s["kind"] == "retention" and s["differences"][arm]["vs_sft"]
+        ]
+        return "partly" if True in against and False not in against else "lost"
     return "no-change" if gain and not gain["significant"] and not loss["significant"] else "kept"
 
 

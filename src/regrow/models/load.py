@@ -285,6 +285,9 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a model that lies on this disk loads in seconds; the bar would break ours
 
     path = Path(path)
     check_folder(path, trust_remote_code=trust_remote_code, tokenizer=False)
