@@ -355,7 +355,8 @@ def export(source: str | Path, output: str | Path, *, to: str, quant: str = "f16
         if to == "merged":
             merged: Path = merge_adapter(folder, output)
             return merged
-        return export_gguf(resolve_model(folder).path, output, quant=quant)
+        exported: Path = export_gguf(resolve_model(folder).path, output, quant=quant)
+        return exported
     raise DataError(f"'{to}' is not a format", where="--to", hint="messages, sharegpt, alpaca, llava, merged or gguf")
 
 
