@@ -353,10 +353,8 @@ def export(source: str | Path, output: str | Path, *, to: str, quant: str = "f16
 
         folder = _tuned(source)
         if to == "merged":
-            merged: Path = merge_adapter(folder, output)
-            return merged
-        exported: Path = export_gguf(resolve_model(folder).path, output, quant=quant)
-        return exported
+            return merge_adapter(folder, output)
+        return export_gguf(resolve_model(folder).path, output, quant=quant)
     raise DataError(f"'{to}' is not a format", where="--to", hint="messages, sharegpt, alpaca, llava, merged or gguf")
 
 
@@ -366,7 +364,7 @@ def _tuned(source: Path) -> Path:
     models = read_manifest(source).get("models", {})
     for arm in ("regrow", "sft"):
         if arm in models:
-            return source / models[arm]
+            return source / str(models[arm])
     raise RunError("this run has no finished model yet", where=str(source))
 
 
