@@ -126,6 +126,8 @@ def drop_duplicates(forest: Forest, cfg: CurateConfig, vectors: Vectors, seed: i
     at = {t.id: i for i, t in enumerate(turns)}
     by_words, by_meaning = cfg.dedup_method in ("minhash", "both"), cfg.dedup_method in ("embedding", "both")
     found: dict[int, list[tuple[int, float, str]]] = {}
+    if by_meaning:
+        vectors.of(turns)  # all in one go: batches of like length, and one array
 
     def add(members: Sequence[Turn], pairs: Sequence[Pair], by: str, *, inside: bool) -> None:
         for pair in pairs:
