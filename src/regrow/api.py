@@ -226,7 +226,7 @@ def mix_with(recipe: Recipe, output: Path, *, corpus: Path | None) -> StageSumma
         recipe.mix,
         output,
         seed=recipe.seed,
-        epochs=recipe.train.num_train_epochs,
+        epochs=1.0,  # one pass; `train` goes over it num_train_epochs times
     )
     return StageSummary("mix", output, done.to_dict())
 
