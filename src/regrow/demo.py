@@ -94,11 +94,39 @@ def build_demo_dataset(
     """
     if limit < 1:
         raise DataError(f"limit is {limit}", where="limit", hint="Ask for at least one row.")
-    facts = collect_facts(modules or MODULES)
+    facts = _collected_afresh(modules or MODULES)
     if not facts:
         raise DataError("no usable documentation in these modules", where="modules", hint=f"Given: {modules}.")
     rows = list(_rows(facts, seed, limit))
     return write_json_lines(rows, out)
+
+
+def _collected_afresh(modules: Sequence[str]) -> list[Fact]:
+    """`collect_facts` in an interpreter of its own: libraries that this process has imported patch the standard
+    library, and the file must not depend on that."""
+    import json
+    import subprocess
+    import sys
+
+    program = (
+        "import dataclasses, json, sys\n"
+        "from regrow.demo import collect_facts\n"
+        "from regrow.errors import DataError\n"
+        "try:\n"
+        "    facts = [dataclasses.asdict(f) for f in collect_facts(json.loads(sys.argv[1]))]\n"
+        "    print(json.dumps({'facts': facts}))\n"
+        "except DataError as error:\n"
+        "    print(json.dumps({'message': error.message, 'where': error.where}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(list(modules))], capture_output=True, text=True, encoding="utf-8"
+    )
+    if done.returncode:
+        raise DataError("the documentation could not be read", where="modules", hint=done.stderr.strip()[-300:])
+    answer = json.loads(done.stdout.splitlines()[-1])
+    if "message" in answer:
+        raise DataError(answer["message"], where=answer["where"])
+    return [Fact(**f) for f in answer["facts"]]
 
 
 def collect_facts(modules: Sequence[str]) -> list[Fact]:
