@@ -85,8 +85,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", help="Default: all that were evaluated.")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     args = parser.parse_args()
-    seeds = sorted(int(p.parent.name[4:]) for p in args.out.glob("seed*/evaluated"))
+    ARMS[:] = [a for a in ARMS if a in {"base", "sft", *args.arms}]
+    seeds = args.seeds or sorted(int(p.parent.name[4:]) for p in args.out.glob("seed*/evaluated"))
     cubes = load(args.out, seeds)
     rng = np.random.default_rng(0)
     base, sft = ARMS.index("base"), ARMS.index("sft")
@@ -208,7 +211,7 @@ def plot(summary: dict) -> str:
         "#b7950b",
         "#7f8c8d",
     ]
-    for (arm, (g, r)), colour in zip(points.items(), colours, strict=True):
+    for (arm, (g, r)), colour in zip(points.items(), colours, strict=False):
         px, py = x(100 * g["value"]), y(100 * r["value"])
         (a, b), (c, d) = g["ci"], r["ci"]
         out.append(

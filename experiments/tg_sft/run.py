@@ -190,9 +190,12 @@ def evaluate_seed(out: Path, seed: int) -> None:
     base = resolve_model("smollm2").path
     folder = out / f"seed{seed}"
     half = folder / "interpolate/model"
-    if not (half / "config.json").exists():
-        interpolate(base, folder / "sft/train/model", 0.5, half)
-    models = {"base": base} | {arm: folder / arm / "train/model" for arm in TRAINED} | {"interpolate": half}
+    trained = [arm for arm in TRAINED if (folder / arm / "train.json").exists()]
+    models = {"base": base} | {arm: folder / arm / "train/model" for arm in trained}
+    if len(trained) == len(TRAINED):
+        if not (half / "config.json").exists():
+            interpolate(base, folder / "sft/train/model", 0.5, half)
+        models["interpolate"] = half
     wanted = read_items(out / "items.jsonl") + read_items(out / "corpus/balance/own_dialogues.jsonl")
     cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=16, noise_floor=seed == 0)
     evaluate(models, wanted, cfg, folder / "eval", seed=seed)
@@ -227,6 +230,7 @@ def main() -> None:
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=TRAINED, default=TRAINED, help="Train only these.")
     parser.add_argument("--dialogues", type=int, default=72)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
@@ -244,7 +248,7 @@ def main() -> None:
     me = [sys.executable, str(Path(__file__).resolve()), "--kit", str(args.kit), "--out", str(args.out)]
     for seed in args.seeds:
         # sft-long takes its number of steps from balance, so it comes after.
-        for group in ([a for a in TRAINED if a != "sft-long"], ["sft-long"]):
+        for group in ([a for a in args.arms if a != "sft-long"], [a for a in args.arms if a == "sft-long"]):
             todo = [a for a in group if not (args.out / f"seed{seed}/{a}/train.json").exists()]
             in_parallel([[*me, "--job", a, str(seed)] for a in todo], args.workers, args.threads, args.out / "logs")
         if not (args.out / f"seed{seed}/evaluated").exists():
