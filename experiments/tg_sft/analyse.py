@@ -37,8 +37,9 @@ SUITES = {
     "heldout": ("acc", 1, "AG News, accuracy"),
     "heldout-loss": ("nll", -1, "AG News, loss"),
 }
-POOLED = ["instructions", "code", "medicine", "speeches", "own-dialogues", "wikidata"]
-"""Suites whose losses make the pooled recovery (equal weight each)."""
+POOLED = ["instructions", "code", "medicine", "speeches", "own-dialogues"]
+"""Suites whose losses make the pooled recovery (equal weight each). Wikidata was planned as the sixth and taken out after
+the first seed: plain SFT lost nothing there, so a share of what it lost is not defined."""
 RESAMPLES = 2000
 
 
@@ -226,7 +227,7 @@ def plot(summary: dict) -> str:
         f'<text x="{width / 2:.0f}" y="{height - 18}" text-anchor="middle">gain on AG News, points of accuracy</text>'
     )
     out.append(
-        f'<text transform="translate(20 {height / 2:.0f}) rotate(-90)" text-anchor="middle">loss won back, % (mean over six suites)</text>'
+        f'<text transform="translate(20 {height / 2:.0f}) rotate(-90)" text-anchor="middle">loss won back, % (mean over five suites)</text>'
     )
     out.append("</svg>")
     return "\n".join(out) + "\n"
