@@ -61,9 +61,9 @@ def load(out: Path, seeds: list[int]) -> dict[str, np.ndarray]:
                     tables.setdefault(name, {}).setdefault(r["item_id"], {})[(s, r["arm"])] = sign * value
     cubes = {}
     for name, items in tables.items():
-        cubes[name] = np.array(
-            [[[items[i][(s, arm)] for i in sorted(items)] for arm in ARMS] for s in range(len(seeds))]
-        )
+        # Own dialogues are sampled by seed, so each seed has its own items; they are paired between arms only.
+        of_seed = [sorted(i for i in items if (s, ARMS[0]) in items[i]) for s in range(len(seeds))]
+        cubes[name] = np.array([[[items[i][(s, arm)] for i in of_seed[s]] for arm in ARMS] for s in range(len(seeds))])
     return cubes
 
 
