@@ -142,7 +142,7 @@ def main() -> None:
     summary["machine"] = f"{platform.machine()}, 2 CPU cores"
     summary["protocol"] = {
         "domain_rows": DOMAIN_ROWS, "rows_a_step": ROWS_A_STEP, "replay_ratio": REPLAY_RATIO,
-        "learning_rate": {"default": 5e-4, **LEARNING_RATE}, "resamples": RESAMPLES,
+        "learning_rate": LEARNING_RATE, "resamples": RESAMPLES,
     }  # fmt: skip
     (args.to / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     table = markdown(summary)
@@ -208,6 +208,7 @@ def plot(summary: dict) -> str:
         "#2980b9",
         "#27ae60",
         "#16a085",
+        "#d35400",
         "#0b6623",
         "#b7950b",
         "#7f8c8d",

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -21,19 +22,30 @@ from experiments.tg_sft.data import domain_rows, items, real_rows
 
 from regrow.pipeline import read_items
 
-TRAINED = ["sft", "sft-long", "lora", "wide", "balance", "balance-once", "balance-soft", "real"]
+TRAINED = [
+    "sft",
+    "balance",
+    "balance-soft",
+    "wide",
+    "real",
+    "lora",
+    "lora-balance",
+    "balance-once",
+    "sft-long",
+]
 ARMS = ["base", *TRAINED, "interpolate"]
 CORPUS_OF = {
     "wide": "wide",
     "balance": "balance",
     "balance-once": "balance",
     "balance-soft": "balance",
+    "lora-balance": "balance",
     "real": "real",
 }
 REPLAY_RATIO = 0.25
 ROWS_A_STEP = 4
-DOMAIN_ROWS = 60
-LEARNING_RATE = {"lora": 2e-3}
+DOMAIN_ROWS = 100
+LEARNING_RATE = {"full": 3e-4, "lora": 2e-3}
 TOP_K = 32
 TOPICS = [
     "health and medicine",
@@ -60,8 +72,8 @@ def grow_corpora(out: Path, kit: Path, dialogues: int) -> None:
     model = resolve_model("smollm2")
     all_items = out / "items.jsonl"
     if not all_items.exists():
-        own = build_suites(EvalConfig(suites=["facts"], n_facts=96, pool_sample=0), model, [], out / "suites", seed=0)
-        wanted = [*read_items(own), *items(kit, 16)]
+        own = build_suites(EvalConfig(suites=["facts"], n_facts=120, pool_sample=0), model, [], out / "suites", seed=0)
+        wanted = [*read_items(own), *items(kit, 24)]
         tmp = all_items.with_suffix(".tmp")
         tmp.write_text("".join(json.dumps(asdict(i)) + "\n" for i in wanted), encoding="utf-8")
         tmp.rename(all_items)
@@ -151,6 +163,7 @@ def job(out: Path, kit: Path, arm: str, seed: int) -> None:
         steps = json.loads((out / f"seed{seed}/balance/train.json").read_text())["steps"]
         extra = rows[: steps * ROWS_A_STEP - len(rows)]
         rows += [type(r)(id=f"{r.id}#again", messages=r.messages, domain=r.domain) for r in extra]
+    method: Literal["full", "lora"] = "lora" if arm.startswith("lora") else "full"
     corpus = out / "corpus" / CORPUS_OF[arm] if arm in CORPUS_OF else None
     mixed = mix(
         rows,
@@ -163,13 +176,13 @@ def job(out: Path, kit: Path, arm: str, seed: int) -> None:
         seed=seed,
     )
     cfg = TrainConfig(
-        method="lora" if arm == "lora" else "full",
-        learning_rate=LEARNING_RATE.get(arm, 5e-4),
+        method=method,
+        learning_rate=LEARNING_RATE[method],
         num_train_epochs=1,
         per_device_train_batch_size=ROWS_A_STEP,
         warmup_ratio=0.1,
         replay_loss="soft" if arm == "balance-soft" else "hard",
-        merge_adapter=arm == "lora",
+        merge_adapter=method == "lora",
         save_steps=10_000,
         logging_steps=5,
     )
@@ -192,12 +205,12 @@ def evaluate_seed(out: Path, seed: int) -> None:
     half = folder / "interpolate/model"
     trained = [arm for arm in TRAINED if (folder / arm / "train.json").exists()]
     models = {"base": base} | {arm: folder / arm / "train/model" for arm in trained}
-    if len(trained) == len(TRAINED):
+    if "sft" in trained:
         if not (half / "config.json").exists():
             interpolate(base, folder / "sft/train/model", 0.5, half)
         models["interpolate"] = half
     wanted = read_items(out / "items.jsonl") + read_items(out / "corpus/balance/own_dialogues.jsonl")
-    cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=16, noise_floor=seed == 0)
+    cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=24, noise_floor=seed == 0)
     evaluate(models, wanted, cfg, folder / "eval", seed=seed)
     (folder / "evaluated").write_text("yes\n")
 
@@ -231,7 +244,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=TRAINED, default=TRAINED, help="Train only these.")
-    parser.add_argument("--dialogues", type=int, default=72)
+    parser.add_argument("--dialogues", type=int, default=108)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--job", nargs=2, metavar=("ARM", "SEED"))
