@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from regrow.data import read_data
 from regrow.errors import DataError, RunError
 from regrow.pipeline import RunResult, arms_of, read_items, sentence_encoder
 from regrow.pipeline import run as _run
@@ -21,7 +22,6 @@ from regrow.runs import MANIFEST, Resume, read_manifest
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
     from regrow.report.build import Report
-    from regrow.rows.row import Row
 
 Settings = Mapping[str, Any]
 
@@ -181,7 +181,7 @@ def curate_with(recipe: Recipe, corpus: Path, output: Path, *, items: Path | Non
         recipe.curate,
         output,
         items=read_items(items) if items else [],
-        domain_rows=_rows(recipe) if recipe.data.path else [],
+        domain_rows=read_data(recipe).rows if recipe.data.path else [],
         encoder=sentence_encoder(recipe),
         seed=recipe.seed,
     )
@@ -220,7 +220,7 @@ def mix_with(recipe: Recipe, output: Path, *, corpus: Path | None) -> StageSumma
     from regrow.mix.stage import mix as stage
 
     done = stage(
-        _rows(recipe),
+        read_data(recipe).rows,
         corpus,
         _model(recipe).path,
         recipe.mix,
@@ -316,7 +316,7 @@ def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path) -> str:
     wanted = [s for s in recipe.evaluate.suites if s != "own-dialogues" and (s != "heldout" or recipe.data.path)]
     cfg = recipe.evaluate.model_copy(update={"suites": wanted})
     output.mkdir(parents=True, exist_ok=True)
-    heldout = _rows(recipe) if recipe.data.path and "heldout" in wanted else []
+    heldout = read_data(recipe).rows if recipe.data.path and "heldout" in wanted else []
     items = read_items(build_suites(cfg, found[0], heldout, output / "suites", seed=recipe.seed))
     arms = dict(zip(arms_of(models), (m.path for m in found), strict=True))
     stage(arms, items, cfg, output / "eval", seed=recipe.seed)
@@ -372,16 +372,3 @@ def _model(recipe: Recipe) -> ResolvedModel:
     from regrow.models.load import resolve_config
 
     return resolve_config(recipe.model)
-
-
-def _rows(recipe: Recipe) -> list[Row]:
-    from regrow.rows.readers import read_rows
-
-    return read_rows(
-        recipe.data.path,
-        domain=recipe.data.domain,
-        format=recipe.data.format,
-        on_bad=recipe.data.on_bad,
-        columns=recipe.data.columns or None,
-        limit=recipe.data.max_rows,
-    ).rows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.pipeline import GROW_SPARE, data_source
+from regrow.data import read_data
+from regrow.pipeline import GROW_SPARE
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -88,20 +88,10 @@ def estimate(recipe: Recipe, *, timing: bool = True) -> Cost:
     from regrow.grow.stage import estimate_cost
     from regrow.mix.stage import count_tokens, replay_tokens_wanted
     from regrow.models.load import resolve_config
-    from regrow.rows.readers import read_rows
     from regrow.rows.split import split_rows
 
     model = resolve_config(recipe.model)
-    with tempfile.TemporaryDirectory() as folder:
-        source = data_source(recipe, Path(folder))
-        read = read_rows(
-            source,
-            domain=recipe.data.domain,
-            format=recipe.data.format,
-            on_bad=recipe.data.on_bad,
-            columns=recipe.data.columns or None,
-            limit=recipe.data.max_rows,
-        )
+    read = read_data(recipe)
     train, heldout = split_rows(read.rows, recipe.data.test_size, recipe.seed)
     epochs = recipe.train.num_train_epochs
     domain = count_tokens(train, model.path, recipe.mix)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.data import read_data, source_hash
 from regrow.progress import note
 from regrow.recipe import Recipe, dump_recipe
-from regrow.runs import Resume, Run, StageResult, file_sha256, open_run
+from regrow.runs import Resume, Run, StageResult, open_run
 
 if TYPE_CHECKING:
     from regrow.evaluate.items import Item
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 GROW_SPARE = 1.3
 """Grown tokens per token the mix needs: curation drops some. Our choice; what is over is simply not mixed in."""
-DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -112,19 +112,10 @@ class _Chain:
         recipe = self.recipe
 
         def work(folder: Path) -> dict[str, Any]:
-            from regrow.rows.readers import read_rows
             from regrow.rows.split import split_rows
             from regrow.rows.writers import write_jsonl
 
-            source = data_source(recipe, folder)
-            read = read_rows(
-                source,
-                domain=recipe.data.domain,
-                format=recipe.data.format,
-                on_bad=recipe.data.on_bad,
-                columns=recipe.data.columns or None,
-                limit=recipe.data.max_rows,
-            )
+            read = read_data(recipe, folder)
             train, heldout = split_rows(read.rows, recipe.data.test_size, self.seed)
             write_jsonl(train, folder / "train.jsonl")
             write_jsonl(heldout, folder / "heldout.jsonl")
@@ -255,29 +246,6 @@ def sentence_encoder(recipe: Recipe) -> Encoder | None:
     from regrow.models.embed import load_encoder
 
     return None if recipe.grow.encoder == "none" else load_encoder(recipe.grow.encoder)
-
-
-def data_source(recipe: Recipe, folder: Path) -> str:
-    """The data's path or hub name; builds the demo's dataset when asked for."""
-    from regrow.errors import RecipeError
-
-    if not recipe.data.path:
-        raise RecipeError("no data is named", where="data.path", hint="a file, a folder, a hub name, or `demo`")
-    if recipe.data.path != DEMO:
-        return recipe.data.path
-    from regrow.demo import build_demo_dataset
-
-    return str(build_demo_dataset(folder / "demo.jsonl", seed=recipe.seed))
-
-
-def source_hash(path: str) -> dict[str, str]:
-    """File -> hash of the user's data, so that an edited file redoes the run from there; empty for hub names."""
-    root = Path(path)
-    if root.is_file():
-        return {root.name: file_sha256(root)}
-    if root.is_dir():
-        return {str(p.relative_to(root)): file_sha256(p) for p in sorted(root.rglob("*")) if p.is_file()}
-    return {}
 
 
 def read_back(path: Path) -> list[Row]:

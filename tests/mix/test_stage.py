@@ -354,6 +354,17 @@ def test_plain_text(model: Path, tmp_path: Path) -> None:
     assert replay and not any(END in r["input_ids"] for r in replay), "a text that its cap ended has no end to learn"
 
 
+def test_a_trimmed_answer_teaches_no_end(model: Path, tmp_path: Path) -> None:
+    for finish in ("stop", "length"):
+        corpus = grow_corpus(tmp_path / finish, (2, 2), top_k=2, finish=finish)
+        mix(domain_rows(10), corpus, model, MixConfig(), tmp_path / f"mix-{finish}", seed=0)
+        for row in read(tmp_path / f"mix-{finish}"):
+            if row["source"] == "replay":
+                ends = [w for t, w in zip(row["input_ids"], row["loss_weights"], strict=True) if t == END]
+                assert ends[-1] == (1.0 if finish == "stop" else 0.0)
+                assert max(row["loss_weights"]) == 1.0, "the answer itself is trained either way"
+
+
 def test_counts_for_planning(model: Path, tmp_path: Path) -> None:
     cfg = MixConfig(replay_ratio=0.25)
     done = mix(domain_rows(10), None, model, cfg, tmp_path / "mix", seed=0)

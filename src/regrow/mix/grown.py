@@ -177,7 +177,11 @@ class GrownRows:
         messages = [{"role": ("user", "assistant")[i % 2], "content": ""} for i in range(len(contents))]
         if path.system is not None:
             messages.insert(0, {"role": "system", "content": path.system})
-        return encode(self._tokenizer, self._turns_of(), messages, [c.tolist() for c in contents])
+        row = encode(self._tokenizer, self._turns_of(), messages, [c.tolist() for c in contents])
+        for node, (a, b) in zip(path.nodes, row.closing, strict=True):
+            if self._cell(node, "finish") == "length":
+                row.weights[a:b] = 0.0  # trimmed at its cap: the model would have gone on, so it must not learn to stop
+        return row
 
     def _top(self, path: GrownPath, row: TokenRow) -> TopK:
         """``(trained positions, k)`` ids and log-probabilities; `NO_ID` and -inf where nothing is stored."""

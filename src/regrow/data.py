@@ -1,0 +1,61 @@
+"""The user's rows, as a recipe's ``data`` section names them. One place for all who read them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regrow.errors import RecipeError
+from regrow.recipe import Recipe
+from regrow.runs import file_sha256
+
+if TYPE_CHECKING:
+    from regrow.rows.readers import ReadResult
+
+DEMO = "demo"
+
+
+def read_data(recipe: Recipe, folder: Path | None = None) -> ReadResult:
+    """Read the rows of ``recipe.data``.
+
+    Args:
+        recipe: Its ``data`` section says what and how; its seed makes the demo's dataset.
+        folder: Where the demo's dataset is kept when that is what is asked for; None keeps it nowhere.
+
+    Raises:
+        RecipeError: No data is named.
+        DataError: It cannot be read.
+    """
+    from regrow.rows.readers import read_rows
+
+    cfg = recipe.data
+    if not cfg.path:
+        raise RecipeError("no data is named", where="data.path", hint="a file, a folder, a hub name, or `demo`")
+    if cfg.path == DEMO and folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return read_data(recipe, Path(temporary))
+    source = cfg.path
+    if source == DEMO:
+        from regrow.demo import build_demo_dataset
+
+        assert folder is not None
+        source = str(build_demo_dataset(folder / "demo.jsonl", seed=recipe.seed))
+    return read_rows(
+        source,
+        domain=cfg.domain,
+        format=cfg.format,
+        on_bad=cfg.on_bad,
+        columns=cfg.columns or None,
+        limit=cfg.max_rows,
+    )
+
+
+def source_hash(path: str) -> dict[str, str]:
+    """File -> hash of the user's data, so that an edited file redoes the run from there; empty for hub names."""
+    root = Path(path)
+    if root.is_file():
+        return {root.name: file_sha256(root)}
+    if root.is_dir():
+        return {str(p.relative_to(root)): file_sha256(p) for p in sorted(root.rglob("*")) if p.is_file()}
+    return {}
