@@ -332,6 +332,53 @@ def report(run_folder: str | Path) -> Report:
     return load_report(Path(run_folder))
 
 
+def merge(
+    models: Sequence[str],
+    output: str | Path,
+    *,
+    method: str = "interpolate",
+    weight: float | None = None,
+) -> Path:
+    """Make a model out of models, with no training.
+
+    Args:
+        models: For ``interpolate`` base and tuned; for ``residual`` base, instruct and continued base; for
+            ``model-stock`` base and two or more fine-tunes. Each as in `tune`, adapters merged first.
+        output: The new model's folder; replaced when it exists.
+        method: ``interpolate``, ``residual`` or ``model-stock``.
+        weight: The tuned model's share (``interpolate``, default 0.5) or the residual's scale (default 1).
+
+    Raises:
+        RegrowError: Unknown method, wrong number of models, or models that do not fit together.
+    """
+    from regrow.models.load import resolve_model
+    from regrow.train.interpolate import interpolate
+    from regrow.train.merge import add_residual
+    from regrow.train.stock import model_stock
+
+    wanted = {
+        "interpolate": "BASE TUNED",
+        "residual": "BASE INSTRUCT CONTINUED",
+        "model-stock": "BASE TUNED TUNED ...",
+    }
+    if method not in wanted:
+        raise DataError(f"'{method}' is not a method", where="--method", hint=", ".join(wanted))
+    names = wanted[method].split()
+    if len(models) != len(names) and (method != "model-stock" or len(models) < 3):
+        raise DataError(f"{method} takes {wanted[method]}, {len(models)} were given", where="MODELS")
+    if method == "model-stock" and weight is not None:
+        raise DataError("model-stock finds its weight itself", where="--weight", hint="leave it out")
+    found = [resolve_model(m).path for m in models]
+    out = Path(output)
+    if out.resolve() in [f.resolve() for f in found]:
+        raise DataError("the output is one of the models", where="--output", hint="name another folder")
+    if method == "interpolate":
+        return interpolate(found[0], found[1], 0.5 if weight is None else weight, out)
+    if method == "residual":
+        return add_residual(found[0], found[1], found[2], out, scale=1.0 if weight is None else weight)
+    return model_stock(found[0], found[1:], out)
+
+
 def export(source: str | Path, output: str | Path, *, to: str, quant: str = "f16") -> Path:
     """Export a corpus (``messages``, ``sharegpt``, ``alpaca``, ``llava``) or a model (``merged``, ``gguf``).
 

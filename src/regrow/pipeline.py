@@ -23,6 +23,10 @@ GROW_SPARE = 1.3
 """Grown tokens per token the mix needs: curation drops some. Our choice; what is over is simply not mixed in."""
 
 
+HALF_WAY = 0.5
+"""Where the arm `interpolate` stands between base (0) and plain SFT (1)."""
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A finished run.
@@ -100,6 +104,9 @@ class _Chain:
             mixed = self.mix(arm, data, train_rows, corpus if arm == "regrow" else None)
             trained[arm] = self.train(arm, mixed)
             models[arm] = trained[arm].path / trained[arm].facts["model"]
+        if "interpolate" in (recipe.arms or []):
+            trained["interpolate"] = self.interpolate(models["sft"], trained["sft"])
+            models["interpolate"] = trained["interpolate"].path / "model"
         run.manifest["models"] = {
             arm: str(path.relative_to(run.path)) if path.is_relative_to(run.path) else str(path)
             for arm, path in models.items()
@@ -204,6 +211,16 @@ class _Chain:
             return {**done.to_dict(), "model": str(Path(done.model_path).relative_to(folder))}
 
         return self.run.stage(f"train/{arm}", self.inputs(self.recipe.train, mix=mixed.output_hash), work)
+
+    def interpolate(self, tuned: Path, upstream: StageResult) -> StageResult:
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.train.interpolate import interpolate
+
+            interpolate(self.model.path, tuned, HALF_WAY, folder / "model")
+            return {"weight": HALF_WAY}
+
+        inputs = {"model": self.model.revision, "sft": upstream.output_hash, "weight": HALF_WAY}
+        return self.run.stage("merge/interpolate", inputs, work)
 
     def evaluate(
         self,

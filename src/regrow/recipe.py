@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
@@ -51,8 +51,9 @@ class Recipe(Section):
     """All randomness of the run comes from it."""
     compare: bool = True
     """Also train on your data alone, so that the report can show what replay saved. Costs one more training."""
-    arms: list[Literal["sft", "regrow"]] | None = None
-    """Which arms to train; leave out for `regrow` (and `sft` with compare)."""
+    arms: list[Literal["sft", "regrow", "interpolate"]] | None = None
+    """Which arms to show beside the base; leave out for `regrow` (and `sft` with compare). `interpolate` is half-way
+    between the base and `sft`: the alternative that costs no training, only an evaluation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     grow: GrowConfig = GrowConfig()
@@ -60,6 +61,15 @@ class Recipe(Section):
     mix: MixConfig = MixConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _can_interpolate(self) -> Recipe:
+        if "interpolate" in (self.arms or []):
+            if "sft" not in (self.arms or []):
+                raise ValueError("arms: `interpolate` is made out of `sft`; name both")
+            if self.train.method == "lora" and not self.train.merge_adapter:
+                raise ValueError("arms: `interpolate` needs whole models; set train.merge_adapter: true")
+        return self
 
     def trained_arms(self) -> list[str]:
         """The arms to train, plain SFT first."""

@@ -73,6 +73,19 @@ def test_dump_and_read_back():
     assert parse_recipe(dump_recipe(recipe)) == recipe
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("arms: [interpolate]", "name both"),
+        ("arms: [sft, interpolate]\ntrain: {method: lora}", "merge_adapter"),
+        ("arms: [sft, average]", "arms"),
+    ],
+)
+def test_arms_that_cannot_be_made(text: str, said: str):
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(text)
+
+
 def test_the_commented_recipe_has_every_key_and_is_valid():
     text = commented_recipe("smollm2", "mine.jsonl")
     recipe = parse_recipe(text)

@@ -110,6 +110,33 @@ def test_a_changed_key_redoes_only_what_depends_on_it(finished, tmp_path, capsys
         run(recipe, copy, resume="always")
 
 
+def test_the_half_way_model_is_an_arm_that_trains_nothing(finished, tmp_path):
+    from safetensors.torch import load_file
+
+    recipe, result = finished
+    copy = tmp_path / "run"
+    shutil.copytree(result.path, copy)
+    free = parse_recipe(
+        "arms: [sft, interpolate]",
+        overrides=[f"{k}={json.dumps(v)}" for k, v in _flat(recipe.model_dump(mode="json"))],
+    )
+    done = run(free, copy)
+    assert set(done.models) == {"base", "sft", "interpolate"} == set(done.results["arms"])
+    base, sft, half = (load_file(done.models[a] / "model.safetensors") for a in ("base", "sft", "interpolate"))
+    assert all(((base[n] + sft[n]) / 2 - half[n]).abs().max() < 1e-6 for n in half)
+    assert "Half-way to base" in done.report.read_text(encoding="utf-8")
+    assert "averaged, 0.5 of the latter" in (done.models["interpolate"] / "README.md").read_text()
+
+
+def _flat(values: dict, at: str = "") -> list[tuple[str, object]]:
+    return [
+        x
+        for k, v in values.items()
+        for x in (_flat(v, f"{at}{k}.") if isinstance(v, dict) and v else [(f"{at}{k}", v)])
+        if x[0] != "arms"
+    ]
+
+
 def test_arms_share_their_domain_rows(finished):
     import pyarrow.parquet as pq
 

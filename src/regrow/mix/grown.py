@@ -180,7 +180,9 @@ class GrownRows:
         row = encode(self._tokenizer, self._turns_of(), messages, [c.tolist() for c in contents])
         for node, (a, b) in zip(path.nodes, row.closing, strict=True):
             if self._cell(node, "finish") == "length":
-                row.weights[a:b] = 0.0  # trimmed at its cap: the model would have gone on, so it must not learn to stop
+                row.weights[a:b] = (
+                    0.0  # trimmed at its cap: the model would have gone on, so it must not learn to stop
+                )
         return row
 
     def _top(self, path: GrownPath, row: TokenRow) -> TopK:

@@ -7,7 +7,7 @@ from typing import Any
 
 from regrow.report import sections
 from regrow.report.corpus_view import load_corpus
-from regrow.report.load import PLAIN, arm_name, load_run
+from regrow.report.load import INTERPOLATE, PLAIN, arm_name, load_run
 from regrow.report.numbers import is_number, metric_name
 
 
@@ -39,7 +39,7 @@ def model_facts(run_dir: str | Path, arm: str) -> dict[str, Any]:
             rows = _effect(run.results.get(key) or {}, arm)
             if rows:
                 facts[key] = rows
-    if arm != PLAIN and (corpus := load_corpus(run)) is not None:
+    if arm not in (PLAIN, INTERPOLATE) and (corpus := load_corpus(run)) is not None:
         facts["replay"] = {
             "grown from": str(model.get("name") or "the base model"),
             "revision": str(model.get("revision") or "unknown"),
@@ -48,6 +48,9 @@ def model_facts(run_dir: str | Path, arm: str) -> dict[str, Any]:
             "turns grown": corpus.n_nodes,
             **({"dialogues": corpus.n_dialogues} if corpus.n_dialogues is not None else {}),
         }
+    if arm == INTERPOLATE:
+        weight = (run.stage("merge/interpolate").get("facts") or {}).get("weight")
+        facts["training"] = {"none of its own": f"weights of base and plain SFT averaged, {weight} of the latter"}
     done = run.stage(f"train/{arm}").get("facts") or {}
     training = {k: done[k] for k in ("steps", "tokens", "train_tokens") if is_number(done.get(k))}
     if is_number(run.stage(f"train/{arm}").get("seconds")):

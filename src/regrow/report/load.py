@@ -11,7 +11,8 @@ from regrow.errors import RunError
 
 BASE = "base"
 PLAIN = "sft"
-ARM_NAMES = {BASE: "Base model", PLAIN: "Plain SFT", "regrow": "Regrow"}
+INTERPOLATE = "interpolate"
+ARM_NAMES = {BASE: "Base model", PLAIN: "Plain SFT", "regrow": "Regrow", INTERPOLATE: "Half-way to base"}
 MAX_RECIPE_CHARS = 60_000
 
 
