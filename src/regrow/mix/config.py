@@ -24,6 +24,12 @@ class MixConfig(Section):
     """Dialogues of one tree share their beginnings. ``paths`` trains every dialogue in full, as in the paper, so that
     a shared answer counts once for each dialogue through it; ``once`` divides its weight by their number."""
 
+    tree_packing: bool = False
+    """Put replay dialogues of one tree next to each other, as many as have ``max_length`` unique tokens together,
+    and train them as one sequence in which a shared beginning is computed once. The same dialogues are drawn, and the
+    gradient is that of the dialogues one by one; but a tree is one element of the batch, so that steps get fewer and
+    more uneven. Off by default: it pays where many paths of a tree are drawn and ``max_length`` holds several."""
+
     max_length: int = Field(default=1024, ge=16)
     """Longest example in tokens. A longer dialogue loses its last turns; one whose first turn is too long is left out.
     A longer plain text of yours is cut into pieces. All are counted."""

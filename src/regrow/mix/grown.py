@@ -15,6 +15,7 @@ import numpy.typing as npt
 from regrow.errors import DataError
 from regrow.mix.table import Shelf, record, shelve
 from regrow.mix.tokenize import NO_ID, TokenRow, encode, encode_text
+from regrow.mix.trees import Bundle, shared_nodes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,12 @@ TopK = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class GrownPath:
-    """A dialogue that fits: its nodes root to leaf, as many as ``max_length`` leaves of it."""
+    """A dialogue that fits: its nodes root to leaf, as many as ``max_length`` leaves of it.
+
+    Attributes:
+        starts: Tokens before the content of each node.
+        size: Tokens in all.
+    """
 
     id: str
     topic: str
@@ -36,6 +42,8 @@ class GrownPath:
     text: bool
     system: str | None
     cut: bool
+    starts: tuple[int, ...]
+    size: int
 
 
 class GrownRows:
@@ -82,7 +90,7 @@ class GrownRows:
                     where=str(corpus_dir),
                     hint="grow or curate again",
                 ) from None
-            path, size = self._fit(dialogue, contents)
+            path = self._fit(dialogue, contents)
             if path is None:
                 dropped["replay dialogues longer than max_length"] += 1
                 continue
@@ -93,7 +101,7 @@ class GrownRows:
                 shortened["replay dialogues that lost their last turns"] += 1
                 seen.add(path.nodes[-1])
             self.paths.append(path)
-            self.sizes.append(size)
+            self.sizes.append(path.size)
         if not self.paths:
             raise DataError(
                 "the corpus has no dialogue to replay",
@@ -106,15 +114,17 @@ class GrownRows:
         self._shelf: Shelf | None = None
         self._row: dict[str, int] = {}
 
-    def _fit(self, dialogue: Dialogue, contents: Sequence[int]) -> tuple[GrownPath | None, int]:
-        """The start of a dialogue that fits, and its size; from lengths alone, as pieces are encoded separately."""
+    def _fit(self, dialogue: Dialogue, contents: Sequence[int]) -> GrownPath | None:
+        """The start of a dialogue that fits; from lengths alone, as pieces are encoded separately."""
         said = list(dialogue.messages)
         system = said.pop(0)["content"] if said and said[0]["role"] == "system" else self._cfg.system_prompt
         text = len(said) == 1 and said[0]["role"] == "assistant"
         size = len(encode_text(self._tokenizer, [], ended=False).ids) if text else 0
         best, best_size = 0, 0
+        starts: list[int] = []
         for at, length in enumerate(contents):
-            size += length if text else length + self._before(at, system)
+            starts.append(size if text else size + self._before(at, system))
+            size = starts[-1] + length
             ends = text or at % 2 == 1
             whole = size if text else size + (self._closing() if ends else 0)
             if text and at == len(contents) - 1:
@@ -124,9 +134,9 @@ class GrownRows:
             if not text and ends:
                 size = whole
         if not best:
-            return None, 0
-        nodes = tuple(dialogue.node_ids[:best])
-        return GrownPath(dialogue.id, dialogue.topic, nodes, text, system, best < len(contents)), best_size
+            return None
+        nodes, cut = tuple(dialogue.node_ids[:best]), best < len(contents)
+        return GrownPath(dialogue.id, dialogue.topic, nodes, text, system, cut, tuple(starts[:best]), best_size)
 
     @lru_cache(maxsize=4096)  # noqa: B019  (few markers; lives as long as the rows)
     def _before(self, at: int, system: str | None) -> int:
@@ -153,16 +163,27 @@ class GrownRows:
         self._row, self.topk = _fetch(self._dir, self._uses.keys(), shelf)
         self._shelf = Shelf(shelf)
 
-    def record(self, index: int, use: int) -> dict[str, Any]:
-        """The table row of one dialogue; ``use`` counts its uses from 0 and goes into the id from the second on."""
-        path = self.paths[index]
-        row = self._encode(path)
+    def records(self, bundle: Bundle) -> Iterator[dict[str, Any]]:
+        """The table rows of a bundle's dialogues; each says how many tokens it shares with the row before it.
+
+        A dialogue's uses count from 0; from the second on they go into the id.
+        """
+        before: tuple[GrownPath, TokenRow] | None = None
+        for index, use in bundle.members:
+            path = self.paths[index]
+            row = self._encode(path)
+            shared = _shared(*before, path, row) if before is not None else 0
+            before = path, row
+            yield self._record(path, row, use, shared)
+
+    def _record(self, path: GrownPath, row: TokenRow, use: int, shared: int) -> dict[str, Any]:
         if self._cfg.tree_loss == "once":
             for node, (a, b), (c, d) in zip(path.nodes, row.spans, row.closing, strict=True):
                 row.weights[a:b] /= self._uses[node]
                 row.weights[c:d] /= self._uses[node]
         row_id = path.id if use == 0 else f"{path.id}#{use + 1}"
-        return record(row_id, "replay", path.topic, row.ids, row.weights, self._top(path, row) if self.topk else None)
+        top = self._top(path, row) if self.topk else None
+        return record(row_id, "replay", path.topic, row.ids, row.weights, top, shared)
 
     def _cell(self, node: str, name: str) -> Any:
         assert self._shelf is not None, "load comes first"
@@ -199,6 +220,14 @@ class GrownRows:
                 ids[c], logprobs[c] = stored[b - a], values[b - a]
         trained = row.weights > 0
         return ids[trained], logprobs[trained]
+
+
+def _shared(one: GrownPath, a: TokenRow, two: GrownPath, b: TokenRow) -> int:
+    """Tokens at the beginning that are equal and lie before the first node that differs: equal tokens of different
+    nodes have different distributions stored."""
+    n = shared_nodes(one, two)
+    end = min(row.spans[n][0] if n < len(row.spans) else len(row.ids) for row in (a, b)) if n else 0
+    return next((i for i in range(end) if a.ids[i] != b.ids[i]), end)
 
 
 def _scan(corpus_dir: Path, columns: list[str]) -> Iterator[Any]:

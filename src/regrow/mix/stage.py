@@ -21,6 +21,7 @@ from regrow.mix.grown import GrownRows
 from regrow.mix.replay import choose, domain_order, interleave, wanted
 from regrow.mix.table import Shelf, batches, record, schema, shelve, write_parquet
 from regrow.mix.tokenize import TokenRow, cut_to_pieces, encode, encode_text, is_text, shorten
+from regrow.mix.trees import Bundle, alone, bundle
 from regrow.progress import note, task
 from regrow.rows.row import Message, Row
 from regrow.rows.writers import atomic_write_text
@@ -41,11 +42,16 @@ class MixSummary:
 
     Attributes:
         asked: ``replay_ratio`` and its ``unit``.
-        realised: Replay's share of all tokens (``tokens``), of trained ones (``train_tokens``), of rows (``rows``).
+        realised: Replay's share of all tokens (``tokens``), of trained ones (``train_tokens``), of rows (``rows``),
+            and of the tokens that the trainer computes (``computed_tokens``; smaller with ``tree_packing``).
         domain, replay: ``rows``, ``tokens``, ``train_tokens`` (loss weights above 0), ``distinct`` examples used, and
             how many were ``given`` (your rows, dialogues of the corpus).
         epochs: Passes over your rows that are laid out in the stream.
         tree_loss: How shared turns of replay are weighted.
+        trees: What tree packing saves: whether the stream is ``packed``; ``path_tokens`` of the replay, every dialogue
+            in full, which is what ``replay_ratio`` counts; ``unique_tokens``, with each shared beginning once, in
+            sequences of ``max_length`` (with ``packed`` false: what it would be); ``bundles`` of several dialogues and
+            ``bundled`` dialogues in them; ``unique_tokens_unlimited``, what is left when a whole tree is one sequence.
         dropped: Rows and dialogues left out, by reason.
         shortened: Rows and dialogues used in part, by reason.
         topk: Stored log-probabilities a position, 0 when the corpus has none.
@@ -57,6 +63,7 @@ class MixSummary:
     replay: dict[str, int]
     epochs: float
     tree_loss: str
+    trees: dict[str, Any] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     shortened: dict[str, int] = field(default_factory=dict)
     topk: int = 0
@@ -177,7 +184,8 @@ def mix(
     Columns of ``train.parquet``: ``id``, ``source``, ``domain``, ``input_ids``, ``loss_weights`` (same length; weight
     of the loss on that token), ``topk_ids`` and ``topk_logprobs`` (flat, ``n_train_tokens`` x ``topk_k``, in order of
     the positions with a weight above 0; empty without a stored distribution; id -1 and -inf at single positions that
-    have none, such as an end token that was not scored), ``topk_k``, ``n_tokens``, ``n_train_tokens``.
+    have none, such as an end token that was not scored), ``topk_k``, ``n_tokens``, ``n_train_tokens``, ``n_shared``
+    (tokens at the beginning that are those of the row before it; above 0 only with ``tree_packing``).
 
     Args:
         domain_rows: Your rows.
@@ -199,6 +207,8 @@ def mix(
         sizes = domain_sizes[order].tolist()
         replay: GrownRows | None = None
         chosen: list[int] = []
+        bundles: list[Bundle] = []
+        saved: dict[str, Any] = {}
         if corpus_dir is not None and cfg.replay_ratio > 0:
             replay = GrownRows(
                 corpus_dir,
@@ -210,31 +220,35 @@ def mix(
             )
             chosen = _choose(replay, cfg, sizes, seed)
             replay.load(chosen, scratch)
-        plan = interleave(sizes, [replay.sizes[i] for i in chosen] if replay else [])
+            bundles, saved = _bundles(replay, chosen, cfg)
+        plan = interleave(sizes, [b.tokens for b in bundles])
         totals: dict[str, Counter[str]] = {"domain": Counter(), "replay": Counter()}
 
         def records() -> Iterator[dict[str, Any]]:
-            uses: Counter[int] = Counter()
-            with task("mixing", len(plan), "rows") as bar:
+            with task("mixing", len(sizes) + len(chosen), "rows") as bar:
                 for slot in plan:
                     if slot.replay:
                         assert replay is not None
-                        index = chosen[slot.index]
-                        item = replay.record(index, uses[index])
-                        uses[index] += 1
+                        items = replay.records(bundles[slot.index])
                     else:
-                        item = _from_shelf(domain, int(order[slot.index]))
-                    counts = totals[item["source"]]
-                    counts.update(rows=1, tokens=item["n_tokens"], train_tokens=item["n_train_tokens"])
-                    bar.advance(1)
-                    yield item
+                        items = iter([_from_shelf(domain, int(order[slot.index]))])
+                    for item in items:
+                        counts = totals[item["source"]]
+                        counts.update(
+                            rows=1,
+                            tokens=item["n_tokens"],
+                            train_tokens=item["n_train_tokens"],
+                            computed_tokens=item["n_tokens"] - item["n_shared"],
+                        )
+                        bar.advance(1)
+                        yield item
 
         write_parquet(out / "train.parquet", records())
     summary = MixSummary(
         asked={"replay_ratio": cfg.replay_ratio if corpus_dir is not None else 0.0, "unit": cfg.replay_unit},
         realised={
             key: totals["replay"][key] / max(1, totals["replay"][key] + totals["domain"][key])
-            for key in ("tokens", "train_tokens", "rows")
+            for key in ("tokens", "train_tokens", "rows", "computed_tokens")
         },
         domain={**_counts(totals["domain"]), "distinct": len(np.unique(order)), "given": len(domain_rows)},
         replay={
@@ -244,12 +258,34 @@ def mix(
         },
         epochs=float(epochs),
         tree_loss=cfg.tree_loss,
+        trees=saved,
         dropped=dict(sorted(encoder.dropped.items())),
         shortened=dict(sorted(encoder.shortened.items())),
         topk=replay.topk if replay else 0,
     )
     atomic_write_text(out / "mix.json", json.dumps(summary.to_dict(), indent=1) + "\n")
     return summary
+
+
+def _bundles(replay: GrownRows, chosen: Sequence[int], cfg: MixConfig) -> tuple[list[Bundle], dict[str, Any]]:
+    """The replay in the order of the stream, and what tree packing saves (or would save) on it."""
+    packed = bundle(replay.paths, chosen, cfg.max_length)
+    several = [b for b in packed if len(b.members) > 1]
+    saved = {
+        "packed": cfg.tree_packing,
+        "path_tokens": sum(b.tokens for b in packed),
+        "unique_tokens": sum(b.unique_tokens for b in packed),
+        "unique_tokens_unlimited": sum(b.unique_tokens for b in bundle(replay.paths, chosen, float("inf"))),
+        "bundles": len(several),
+        "bundled": sum(len(b.members) for b in several),
+    }
+    if cfg.tree_packing:
+        note(
+            f"mix: {saved['bundled']:,} of {len(chosen):,} replay dialogues stand in {saved['bundles']:,} trees; "
+            f"of the {saved['path_tokens']:,} replay tokens, which replay_ratio counts, {saved['unique_tokens']:,} are "
+            "computed"
+        )
+    return packed if cfg.tree_packing else alone(replay.paths, chosen), saved
 
 
 def _counts(totals: Counter[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ WRITE_ROWS = 512
 """Rows in one record batch or Parquet row group; what is in memory at once while writing."""
 
 LISTS = {"input_ids": np.int32, "loss_weights": np.float32, "topk_ids": np.int32, "topk_logprobs": np.float32}
-_SCALARS = ["id", "source", "domain", "topk_k", "n_tokens", "n_train_tokens"]
+_SCALARS = ["id", "source", "domain", "topk_k", "n_tokens", "n_train_tokens", "n_shared"]
 
 
 def schema() -> Any:
@@ -33,6 +33,7 @@ def schema() -> Any:
             "topk_k": pa.int32(),
             "n_tokens": pa.int32(),
             "n_train_tokens": pa.int32(),
+            "n_shared": pa.int32(),
         }
     )
 
@@ -44,8 +45,10 @@ def record(
     ids: Sequence[int] | npt.NDArray[np.int32],
     weights: npt.NDArray[np.float32],
     topk: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]] | None = None,
+    shared: int = 0,
 ) -> dict[str, Any]:
-    """One row of the table. ``topk`` is ids and log-probabilities, each of shape (trained tokens, k)."""
+    """One row of the table. ``topk`` is ids and log-probabilities, each of shape (trained tokens, k); ``shared`` the
+    tokens at its beginning that the row before it has too and that need no second computation."""
     empty = np.empty((0, 0))
     top_ids, top_logprobs = topk if topk is not None else (empty, empty)
     return {
@@ -59,6 +62,7 @@ def record(
         "topk_k": top_ids.shape[1],
         "n_tokens": len(ids),
         "n_train_tokens": int(np.count_nonzero(weights)),
+        "n_shared": shared,
     }
 
 

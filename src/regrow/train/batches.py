@@ -1,10 +1,12 @@
 """From token rows to micro-batches: packs, their order in each epoch, and padding-light layouts without attention
 across documents.
 
-A *document* is one token row of the mix. What counts as one batch element is a *pack*: one document, or with packing
-several. How the documents of a micro-batch are laid out in memory is a separate matter that never changes the loss:
-`Collator` puts them into as few tensor rows as their lengths allow and lets ``position_ids`` start again at 0 with
-each document, which transformers' mask code (and FlashAttention's variable-length path) reads as a boundary.
+A *document* is one token row of the mix. A *unit* is a document, or the documents of one tree that follow each other
+in the mix (`regrow.train.trees`). What counts as one batch element is a *pack*: one unit, or with packing several. How
+the units of a micro-batch are laid out in memory is a separate matter that never changes the loss: `Collator` puts
+them into as few tensor rows as their lengths allow and lets ``position_ids`` start again at 0 with each document, which
+transformers' mask code (and FlashAttention's variable-length path) reads as a boundary. A batch with a tree in it has a
+mask of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch.utils.data import Sampler
 
 from regrow.errors import RunError
+from regrow.train.trees import Merged, merge, runs
 
 Layout = Literal["single", "rows", "separate"]
 """``single``: one tensor row (variable-length attention kernels). ``rows``: few rows of packed documents (SDPA, eager:
@@ -34,6 +37,8 @@ ROW_TOKENS = 512
 
 _COLUMNS = ["id", "source", "input_ids", "loss_weights"]
 _TOPK_COLUMNS = ["topk_ids", "topk_logprobs", "topk_k"]
+_SHARED = "n_shared"
+"""Left out of a mix that was packed into no trees by whoever wrote it: then no row shares anything."""
 
 
 @dataclass(slots=True)
@@ -45,6 +50,7 @@ class Document:
         weights: ``(n,)`` float32, weight of the loss on each token; the first is 0 (nothing predicts it).
         replay: Whether it was grown out of the model.
         top_ids, top_logprobs: ``(number of weights > 0, k)`` or None.
+        shared: Tokens at the beginning that are those of the document before it, in the same unit.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -52,6 +58,7 @@ class Document:
     replay: bool
     top_ids: npt.NDArray[np.int64] | None = None
     top_logprobs: npt.NDArray[np.float32] | None = None
+    shared: int = 0
 
 
 class TokenRows:
@@ -74,7 +81,8 @@ class TokenRows:
         if not path.is_file():
             raise RunError("there is no mix here", where=str(path), hint="run `regrow mix` first")
         columns = _COLUMNS + (_TOPK_COLUMNS if topk else [])
-        missing = sorted(set(columns) - set(pq.read_schema(path).names))
+        there = set(pq.read_schema(path).names)
+        missing = sorted(set(columns) - there)
         if missing:
             raise RunError(
                 f"columns are missing: {', '.join(missing)}", where=str(path), hint="run `regrow mix` again"
@@ -94,24 +102,36 @@ class TokenRows:
         self.kept: list[int] = []
         self.lengths: list[int] = []
         """Tokens of each document, after the cut."""
-        self._scan()
+        self.shared: list[int] = []
+        """Tokens each document shares with the one before it, after the cut; 0 where a unit begins."""
+        self.units: list[list[int]] = []
+        """The documents of each tree that are one sequence of at most ``max_length`` tokens, and documents alone."""
+        self.unit_lengths: list[int] = []
+        """Tokens of each unit, shared ones once."""
+        self._scan(_SHARED in there)
         if not self.kept:
             raise RunError("no row has a token to train on", where=str(path), hint="look at the drops in mix.json")
 
-    def _scan(self) -> None:
+    def _scan(self, has_shared: bool) -> None:
         """One pass over weights and lengths, record batch by record batch, without a Python loop over tokens."""
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         columns = ["source", "input_ids", "loss_weights"] + (["topk_ids"] if self.topk else [])
-        start = 0
+        columns += [_SHARED] if has_shared else []
+        start, last = 0, 0
+        shared_since_kept = 0
         for batch in pq.ParquetFile(self.path).iter_batches(batch_size=ORDER_BLOCK, columns=columns):
             n = pc.list_value_length(batch["input_ids"]).to_numpy(zero_copy_only=False)
             n_weights = pc.list_value_length(batch["loss_weights"]).to_numpy(zero_copy_only=False)
             weights = pc.list_flatten(batch["loss_weights"]).to_numpy(zero_copy_only=False)
             row_of = np.repeat(np.arange(len(n)), n_weights)
             position = np.arange(len(weights)) - np.repeat(np.cumsum(n_weights) - n_weights, n_weights)
+            shared = batch[_SHARED].to_numpy(zero_copy_only=False) if has_shared else np.zeros(len(n), np.int64)
+            room = np.minimum(n, np.concatenate([[last], n[:-1]]))
+            last = int(n[-1]) if len(n) else last
             for bad, what in (
+                ((shared < 0) | (shared > room), "no more shared tokens than itself and the row before it have"),
                 (n != n_weights, "as many tokens as loss weights"),
                 (
                     np.bincount(row_of, ~(np.isfinite(weights) & (weights >= 0)), len(n)) > 0,
@@ -124,8 +144,15 @@ class TokenRows:
             trained = np.bincount(row_of, (weights > 0) & (position >= 1) & (position < self.max_length), len(n)) > 0
             self.n_cut += int((n > self.max_length).sum())
             self.n_untrained += int((~trained).sum())
-            self.kept += (start + np.flatnonzero(trained)).tolist()
-            self.lengths += np.minimum(n[trained], self.max_length).tolist()
+            for row, (is_kept, size, with_last) in enumerate(
+                zip(trained.tolist(), n.tolist(), shared.tolist(), strict=True)
+            ):
+                shared_since_kept = min(
+                    shared_since_kept, with_last
+                )  # a row left out in between takes its tokens along
+                if is_kept:
+                    self._add(start + row, min(size, self.max_length), min(shared_since_kept, self.max_length))
+                    shared_since_kept = size
             self.max_id = max(self.max_id, pc.max(pc.list_flatten(batch["input_ids"])).as_py() or 0)
             replay = np.array(batch["source"].to_pylist()) == "replay"
             self.n_replay += int((replay & trained).sum())
@@ -133,6 +160,19 @@ class TokenRows:
                 has_topk = pc.list_value_length(batch["topk_ids"]).to_numpy(zero_copy_only=False) > 0
                 self.n_with_topk += int((has_topk & replay & trained).sum())
             start += len(n)
+
+    def _add(self, row: int, length: int, shared: int) -> None:
+        """Note a document; it goes into the unit before it when it shares tokens with it and there is room."""
+        if shared and self.unit_lengths[-1] + length - shared <= self.max_length:
+            self.units[-1].append(len(self.kept))
+            self.unit_lengths[-1] += length - shared
+        else:
+            shared = 0
+            self.units.append([len(self.kept)])
+            self.unit_lengths.append(length)
+        self.kept.append(row)
+        self.lengths.append(length)
+        self.shared.append(shared)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -155,7 +195,7 @@ class TokenRows:
         weights = weights[: self.max_length]
         weights[0] = 0.0
         ids = np.asarray(row["input_ids"], dtype=np.int64)[: self.max_length]
-        return Document(ids, weights, row["source"] == "replay", top_ids, top_logprobs)
+        return Document(ids, weights, row["source"] == "replay", top_ids, top_logprobs, self.shared[index])
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -226,70 +266,89 @@ class BlockSampler(Sampler[int]):
 class Collator:
     """Lays the documents of a micro-batch out in tensors.
 
-    Called with ``[{"documents": [index, ...]}, ...]``; returns tensors over ``B`` tensor rows of ``L`` tokens and
-    ``n`` trained tokens:
+    Called with ``[{"documents": [index, ...]}, ...]``; returns tensors over ``B`` tensor rows of ``L`` tokens, ``p``
+    positions that predict something and ``n`` loss terms (trained tokens, those that several documents share once):
 
     ``input_ids (B, L)``, ``position_ids (B, L)`` (from 0 in every document; the padding at the end of a row is a
-    document of its own), ``predict (B, L)`` bool, the positions whose output predicts a trained token, and in their
-    order ``targets (n,)``, ``weights (n,)``, ``replay (n,)`` bool, and when the rows carry a top-k ``top_ids (n, k)``
-    (-1 where nothing is stored) and ``top_logprobs (n, k)``.
+    document of its own), ``predict (B, L)`` bool, the ``p`` positions whose output predicts a trained token, and
+    ``sources (n,)``, which of those positions predicts each term (in order, one each, without trees; a token at which
+    a tree branches predicts several), ``targets (n,)``, ``weights (n,)``, ``counts (n,)`` (documents a term stands for),
+    ``replay (n,)`` bool, and when the rows carry a top-k ``top_ids (n, k)`` (-1 where nothing is stored) and
+    ``top_logprobs (n, k)``. ``ends (B, L)`` (see `regrow.train.trees.Merged`) is there when a tree is.
     """
 
-    def __init__(self, rows: TokenRows, *, pad_token_id: int, layout: Layout = "rows") -> None:
-        self.rows, self.pad_token_id, self.layout = rows, pad_token_id, layout
+    def __init__(self, rows: TokenRows, *, pad_token_id: int, layout: Layout = "rows", trees: bool = True) -> None:
+        self.rows, self.pad_token_id, self.layout, self.trees = rows, pad_token_id, layout, trees
 
     def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return self.collate([self.rows[i] for pack in packs for i in pack["documents"]])
 
     def collate(self, documents: Sequence[Document]) -> dict[str, torch.Tensor]:
         """Lay ``documents`` out; see the class."""
-        lengths = [len(d.input_ids) for d in documents]
+        units = [merge(run) for run in (runs(documents) if self.trees else [[d] for d in documents])]
+        lengths = [len(u.input_ids) for u in units]
         if self.layout == "single":
-            bins = [list(range(len(documents)))]
+            bins = [list(range(len(units)))]
         elif self.layout == "separate":
-            bins = [[i] for i in range(len(documents))]
+            bins = [[i] for i in range(len(units))]
         else:
             bins = best_fit_decreasing(lengths, max(ROW_TOKENS, *lengths))
         shape = (len(bins), max(sum(lengths[i] for i in b) for b in bins))
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         position_ids = np.zeros(shape, dtype=np.int64)
-        weights = np.zeros(shape, dtype=np.float32)
-        replay = np.zeros(shape, dtype=bool)
-        k = max((d.top_ids.shape[1] for d in documents if d.top_ids is not None), default=0)
-        top_ids, top_logprobs = [], []
+        ends = np.full(shape, shape[1], dtype=np.int64)
+        predict = np.zeros(shape, dtype=bool)
+        k = max((u.top_ids.shape[1] for u in units if u.top_ids is not None), default=0)
+        terms: list[tuple[npt.NDArray[Any], ...]] = []
         for r, members in enumerate(bins):
             at = 0
             for i in members:
-                document, end = documents[i], at + lengths[i]
-                input_ids[r, at:end] = document.input_ids
-                position_ids[r, at:end] = np.arange(lengths[i])
-                weights[r, at:end] = document.weights
-                replay[r, at:end] = document.replay
-                if k:
-                    n_trained = int((document.weights > 0).sum())
-                    ids = np.full((n_trained, k), -1, dtype=np.int64)
-                    logprobs = np.zeros((n_trained, k), dtype=np.float32)
-                    if document.top_ids is not None and document.top_logprobs is not None:
-                        ids[:, : document.top_ids.shape[1]] = document.top_ids
-                        logprobs[:, : document.top_ids.shape[1]] = document.top_logprobs
-                    top_ids.append(ids)
-                    top_logprobs.append(logprobs)
+                unit, end = units[i], at + lengths[i]
+                input_ids[r, at:end] = unit.input_ids
+                position_ids[r, at:end] = unit.positions
+                ends[r, at:end] = unit.ends + at
+                # A document's first token is never trained, so the one before a trained token is on the same path.
+                trained = np.flatnonzero(unit.counts)
+                sources = unit.before[trained] + at
+                predict[r, sources] = True
+                terms.append(
+                    (
+                        sources + r * shape[1],
+                        unit.input_ids[trained],
+                        unit.weights[trained],
+                        unit.counts[trained],
+                        np.full(len(trained), unit.replay),
+                        *_padded_top(unit, len(trained), k),
+                    )
+                )
                 at = end
             position_ids[r, at:] = np.arange(shape[1] - at)
-        # A document's first weight is 0, so the position before a trained token is always in the same document.
-        trained = weights > 0
-        predict = np.zeros(shape, dtype=bool)
-        predict[:, :-1] = trained[:, 1:]
+        columns = [np.concatenate(column) for column in zip(*terms, strict=True)]
+        rank = np.cumsum(predict.ravel()) - 1
         batch = {
             "input_ids": torch.from_numpy(input_ids),
             "position_ids": torch.from_numpy(position_ids),
             "predict": torch.from_numpy(predict),
-            "targets": torch.from_numpy(input_ids[trained]),
-            "weights": torch.from_numpy(weights[trained]),
-            "replay": torch.from_numpy(replay[trained]),
-            "n_tokens": torch.tensor(sum(lengths)),
+            "sources": torch.from_numpy(rank[columns[0]]),
+            "targets": torch.from_numpy(columns[1]),
+            "weights": torch.from_numpy(columns[2]),
+            "counts": torch.from_numpy(columns[3]),
+            "replay": torch.from_numpy(columns[4]),
+            "n_tokens": torch.tensor(sum(u.tokens for u in units)),
+            "n_computed": torch.tensor(sum(lengths)),
         }
         if k:
-            batch["top_ids"] = torch.from_numpy(np.concatenate(top_ids))
-            batch["top_logprobs"] = torch.from_numpy(np.concatenate(top_logprobs))
+            batch["top_ids"] = torch.from_numpy(columns[5])
+            batch["top_logprobs"] = torch.from_numpy(columns[6])
+        if any(u.documents > 1 for u in units):
+            batch["ends"] = torch.from_numpy(ends)
         return batch
+
+
+def _padded_top(unit: Merged, n: int, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The unit's top-k as ``(n, k)``, -1 where there is none."""
+    ids, logprobs = np.full((n, k), -1, dtype=np.int64), np.zeros((n, k), dtype=np.float32)
+    if unit.top_ids is not None and unit.top_logprobs is not None:
+        ids[:, : unit.top_ids.shape[1]] = unit.top_ids
+        logprobs[:, : unit.top_ids.shape[1]] = unit.top_logprobs
+    return ids, logprobs

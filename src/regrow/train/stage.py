@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ class TrainSummary:
 
     Attributes:
         steps: Optimizer steps, those before a resume included.
-        tokens: Tokens that went through the model, over all epochs, padding not counted.
+        tokens: Tokens trained on, over all epochs, padding not counted; dialogues of a tree one by one.
         train_tokens: Tokens that carried loss.
         seconds: Wall time of this process, saving included; of the last part only after a resume.
         tok_s: Tokens a second in the training loop of this process.
@@ -45,6 +45,9 @@ class TrainSummary:
             because nothing to train on was left of them.
         versions: Library versions.
         fingerprint: Digest of settings, seed, data and base model.
+        computed_tokens: Tokens that went through the model: ``tokens``, with what tree-packed dialogues share once.
+        trees, tree_documents: Sequences of several dialogues, and the dialogues in them.
+        unpacked: Dialogues of trees that were trained one by one all the same, by reason.
     """
 
     steps: int
@@ -61,6 +64,10 @@ class TrainSummary:
     untrained_documents: int
     versions: dict[str, str]
     fingerprint: str
+    computed_tokens: int = 0
+    trees: int = 0
+    tree_documents: int = 0
+    unpacked: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON shape; paths as strings."""
@@ -188,6 +195,9 @@ def _train(
         processing_class=load_tokenizer(model_dir),
         peft_config=_lora(cfg),
     )
+    trees = [len(unit) for unit in rows.units if len(unit) > 1]
+    if processes.is_main_process and trees:
+        _tell_about_trees(rows, trees, trainer.no_trees)
     with ExitStack() as stack:
         trainer.add_callback(LogFile(out / "log.jsonl"))
         trainer.add_callback(Progress(label, stack))
@@ -216,6 +226,10 @@ def _train(
         untrained_documents=rows.n_untrained,
         versions=versions(),
         fingerprint=mark,
+        computed_tokens=trainer.computed_tokens,
+        trees=len(trees) if trainer.no_trees is None else 0,
+        tree_documents=sum(trees) if trainer.no_trees is None else 0,
+        unpacked={} if trainer.no_trees is None else {trainer.no_trees: sum(trees)},
     )
 
 
@@ -248,6 +262,16 @@ def _tell_about(rows: TokenRows, cfg: TrainConfig) -> None:
         note(f"{rows.n_cut} examples are longer than train.max_length={cfg.max_length} and lose their end")
     if rows.n_untrained:
         note(f"{rows.n_untrained} examples have no trained token left and are skipped")
+
+
+def _tell_about_trees(rows: TokenRows, trees: list[int], no_trees: str | None) -> None:
+    """Say what tree packing saves, or why it is not done."""
+    if no_trees is not None:
+        note(f"{sum(trees):,} dialogues of {len(trees):,} trees are trained one by one: {no_trees}")
+        return
+    tokens = sum(rows.lengths[i] for unit in rows.units if len(unit) > 1 for i in unit)
+    computed = sum(n for unit, n in zip(rows.units, rows.unit_lengths, strict=True) if len(unit) > 1)
+    note(f"{sum(trees):,} dialogues in {len(trees):,} trees: {tokens:,} tokens an epoch, {computed:,} computed")
 
 
 def _load(model_dir: Path, cfg: TrainConfig, *, bf16: bool) -> PreTrainedModel:

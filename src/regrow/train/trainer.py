@@ -19,6 +19,7 @@ from regrow.train.batches import BlockSampler, Collator, Layout, TokenRows, make
 from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
 from regrow.train.config import TrainConfig
 from regrow.train.objectives.replay import hard_loss, soft_loss
+from regrow.train.tree_attention import TreeAttention, why_not
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +30,7 @@ LOSS_CHUNK = 2048
 
 COUNTS = (
     "tokens", "train_tokens", "loss/domain", "weight/domain", "loss/replay", "weight/replay", "kl/replay", "kl/weight",
-    "soft_tokens", "hard_fallback_tokens",
+    "soft_tokens", "hard_fallback_tokens", "computed_tokens",
 )  # fmt: skip
 """Sums of an interval. Always all of them, so that processes with different batches can add them up."""
 
@@ -49,13 +50,19 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, rows: TokenRows, cfg: TrainConfig, *, seed: int, fingerprint: str, **kwargs: Any) -> None:
         self.cfg, self.fingerprint = cfg, fingerprint
-        packs = make_packs(rows.lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
-        self._sampler = BlockSampler(len(packs), seed)
         tokenizer, model = kwargs["processing_class"], kwargs["model"]
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         collator = Collator(rows, pad_token_id=pad)
-        super().__init__(train_dataset=Dataset.from_dict({"documents": packs}), data_collator=collator, **kwargs)
+        # What a batch element is depends on what the model can do, and the model is asked once it is on its device.
+        super().__init__(train_dataset=Dataset.from_dict({"documents": [[0]]}), data_collator=collator, **kwargs)
         collator.layout = choose_layout(self.model, model.config, packing=cfg.packing)
+        self.no_trees = self._why_no_trees(rows, model.config)
+        collator.trees = self.no_trees is None
+        units = rows.units if collator.trees else [[i] for i in range(len(rows))]
+        lengths = rows.unit_lengths if collator.trees else rows.lengths
+        packs = make_packs(lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
+        self.train_dataset = Dataset.from_dict({"documents": [[i for u in pack for i in units[u]] for pack in packs]})
+        self._sampler = BlockSampler(len(packs), seed)
         self._head_takes_mask = head_takes_mask(self.model)
         # The loss below is already the mean over the global batch: the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
@@ -64,8 +71,19 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self.add_callback(_EpochOrder(self._sampler))
         self._sums = self._zeros()
         self.tokens_seen = 0
+        self.computed_tokens = 0
         self.train_tokens_seen = 0.0
         self._interval_started = time.monotonic()
+
+    def _why_no_trees(self, rows: TokenRows, config: Any) -> str | None:
+        """Why trees are trained path by path; None when they are packed, or there are none."""
+        longest = max((rows.lengths[i] for unit in rows.units if len(unit) > 1 for i in unit), default=0)
+        self._attention = TreeAttention(config, longest, next(self.model.parameters()).dtype)
+        if not longest:
+            return None
+        if self.aux_loss_enabled:
+            return "the experts' balancing loss counts a token as often as it is computed"
+        return why_not(self.model, self._attention)
 
     def _zeros(self) -> dict[str, Tensor]:
         return {name: torch.zeros((), device=self.args.device) for name in COUNTS}
@@ -92,6 +110,8 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         asked: dict[str, Any] = {"logits_to_keep": inputs["predict"]} if self._head_takes_mask else {}
         if self.aux_loss_enabled:
             asked["output_router_logits"] = True
+        if "ends" in inputs:
+            asked["attention_mask"] = self._attention.mask(inputs["ends"], inputs["position_ids"])
         outputs = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False, **asked)
         # A head that takes a mask returns (n, V) at the wanted positions, others (B, L, V).
         logits = outputs.logits if self._head_takes_mask else outputs.logits[inputs["predict"]]
@@ -104,11 +124,13 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         self._count("tokens", inputs["n_tokens"])
+        self._count("computed_tokens", inputs["n_computed"])
         return (loss, outputs) if return_outputs else loss
 
     def _token_losses(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """Loss of each trained token, ``(n,)``, and the sums behind the per-source numbers."""
+        """Loss of each term, ``(n,)``, from logits at the predicting positions; adds to the per-source numbers."""
         targets, weights, replay = inputs["targets"], inputs["weights"], inputs["replay"]
+        sources, counts = inputs["sources"], inputs["counts"]
         if self.cfg.replay_loss == "soft" and "top_ids" in inputs:
             soft = replay & (inputs["top_ids"] >= 0).any(-1)
         else:
@@ -116,14 +138,14 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         losses, ce = logits.new_zeros(targets.shape, dtype=torch.float32), torch.zeros_like(weights)
         hard_at, soft_at = (~soft).nonzero().squeeze(-1), soft.nonzero().squeeze(-1)
         for at in _chunks(hard_at):
-            value = _recomputed(hard_loss, logits[at], targets[at])
+            value = _recomputed(hard_loss, logits[sources[at]], targets[at])
             losses = losses.index_put((at,), value)
             ce[at] = value.detach()
         for at in _chunks(soft_at):
             s = self.cfg.soft
             value, ce_at, kl_at = _recomputed(
                 soft_loss,
-                logits[at],
+                logits[sources[at]],
                 targets[at],
                 inputs["top_ids"][at],
                 inputs["top_logprobs"][at],
@@ -138,10 +160,10 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         for source, mask in (("domain", ~replay), ("replay", replay)):
             self._count(f"loss/{source}", (ce * weights * mask).sum())
             self._count(f"weight/{source}", (weights * mask).sum())
-        self._count("train_tokens", torch.tensor(len(targets)))
-        self._count("soft_tokens", soft.sum())
+        self._count("train_tokens", counts.sum())
+        self._count("soft_tokens", (counts * soft).sum())
         if self.cfg.replay_loss == "soft":
-            self._count("hard_fallback_tokens", (replay & ~soft).sum())
+            self._count("hard_fallback_tokens", (counts * (replay & ~soft)).sum())
         return losses
 
     def _count(self, name: str, value: Tensor) -> None:
@@ -164,6 +186,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self._sums = self._zeros()
         seconds, self._interval_started = time.monotonic() - self._interval_started, time.monotonic()
         self.tokens_seen += int(sums["tokens"])
+        self.computed_tokens += int(sums["computed_tokens"])
         self.train_tokens_seen += sums["train_tokens"]
         out: dict[str, float] = {}
         for source in ("domain", "replay"):
@@ -175,6 +198,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             out |= {name: int(sums[name]) for name in ("soft_tokens", "hard_fallback_tokens")}
         return out | {
             "tokens": self.tokens_seen,
+            "computed_tokens": self.computed_tokens,
             "train_tokens": int(self.train_tokens_seen),
             "tok_s": sums["tokens"] / max(seconds, 1e-9),
         }
@@ -188,6 +212,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             pending = dict(zip(COUNTS, added.tolist(), strict=True))
             counted = {
                 "tokens": self.tokens_seen,
+                "computed_tokens": self.computed_tokens,
                 "train_tokens": self.train_tokens_seen,
                 "pending": pending,
                 "last": self.state.global_step >= self.state.max_steps,
@@ -199,6 +224,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         """Train on from a complete checkpoint of this run, with its counts and unlogged sums."""
         extra = read_marker(folder)["extra"]
         self.tokens_seen, self.train_tokens_seen = int(extra["tokens"]), float(extra["train_tokens"])
+        self.computed_tokens = int(extra.get("computed_tokens", self.tokens_seen))
         if self.accelerator.is_main_process:
             for name, value in extra["pending"].items():
                 self._count(name, torch.tensor(value))
