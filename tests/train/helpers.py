@@ -22,6 +22,7 @@ SCHEMA = pa.schema(
         "topk_k": pa.int32(),
         "n_tokens": pa.int32(),
         "n_train_tokens": pa.int32(),
+        "n_shared": pa.int32(),
     }
 )
 
@@ -41,6 +42,7 @@ def token_row(
         "topk_k": 0,
         "n_tokens": len(ids),
         "n_train_tokens": int(sum(w > 0 for w in weights)),
+        "n_shared": 0,
     }
     return row | topk
 
@@ -66,6 +68,46 @@ def random_rows(n: int, *, seed: int = 0, k: int = 0, replay_every: int = 3, voc
                 "topk_k": k,
             }
         rows.append(token_row(ids, weights, source, f"r{i}", **topk))
+    return rows
+
+
+def tree_rows(
+    shape: tuple[int, ...] = (1, 2, 1, 3), *, seed: int = 0, k: int = 0, vocab: int = 300, once: bool = False,
+    tokens: int = 6, name: str = "t",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A full tree's dialogues as the mix writes them for tree packing: layer by layer ``shape[i]`` children a node of
+    ``tokens`` to ``2 * tokens - 1`` tokens, questions untrained, answers with weight 1, or (``once``) 1 / paths."""
+    rng = np.random.default_rng(seed)
+    rows: list[dict[str, Any]] = []
+
+    def visit(path: list[tuple[list[int], float, list[int], list[float]]], layer: int) -> None:
+        if layer == len(shape):
+            ids = [t for node in path for t in node[0]]
+            weights = [node[1] for node in path for _ in node[0]]
+            topk = {}
+            if k:
+                stored = [node for node in path if node[1]]
+                topk = {"topk_k": k, "topk_ids": [i for n in stored for i in n[2]],
+                        "topk_logprobs": [p for n in stored for p in n[3]]}  # fmt: skip
+            row = token_row(ids, weights, "replay", f"{name}{len(rows)}", **topk)
+            if rows:
+                before = rows[-1]["input_ids"]
+                equal = [a == b for a, b in zip(ids, before, strict=False)]
+                row["n_shared"] = equal.index(False) if False in equal else len(equal)
+            rows.append(row)
+            return
+        for child in range(shape[layer]):
+            n = int(rng.integers(tokens, 2 * tokens))
+            # The children of a node begin with tokens of their own, so that what is shared are whole nodes.
+            ids = [3 + child, *rng.integers(3, vocab, n - 1).tolist()]
+            paths = int(np.prod(shape[layer + 1 :]))
+            weight = 0.0 if layer % 2 == 0 else (1.0 / paths if once else 1.0)
+            top_ids = np.stack([rng.permutation(vocab)[:k] for _ in range(n)]).ravel().tolist() if k else []
+            logprobs = np.log(rng.dirichlet(np.ones(vocab), n))
+            top = np.sort(logprobs)[:, ::-1][:, :k].ravel().astype(np.float32).tolist()
+            visit([*path, (ids, weight, top_ids, top)], layer + 1)
+
+    visit([], 0)
     return rows
 
 

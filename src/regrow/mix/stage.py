@@ -282,8 +282,8 @@ def _bundles(replay: GrownRows, chosen: Sequence[int], cfg: MixConfig) -> tuple[
     if cfg.tree_packing:
         note(
             f"mix: {saved['bundled']:,} of {len(chosen):,} replay dialogues stand in {saved['bundles']:,} trees; "
-            f"of the {saved['path_tokens']:,} replay tokens, which replay_ratio counts, {saved['unique_tokens']:,} are "
-            "computed"
+            f"of the {saved['path_tokens']:,} replay tokens, which replay_ratio counts, {saved['unique_tokens']:,} "
+            "are computed"
         )
     return packed if cfg.tree_packing else alone(replay.paths, chosen), saved
 

@@ -4,9 +4,9 @@ across documents.
 A *document* is one token row of the mix. A *unit* is a document, or the documents of one tree that follow each other
 in the mix (`regrow.train.trees`). What counts as one batch element is a *pack*: one unit, or with packing several. How
 the units of a micro-batch are laid out in memory is a separate matter that never changes the loss: `Collator` puts
-them into as few tensor rows as their lengths allow and lets ``position_ids`` start again at 0 with each document, which
-transformers' mask code (and FlashAttention's variable-length path) reads as a boundary. A batch with a tree in it has a
-mask of its own.
+them into as few tensor rows as their lengths allow and lets ``position_ids`` start again at 0 with each document,
+which transformers' mask code (and FlashAttention's variable-length path) reads as a boundary. A batch with a tree in
+it has a mask of its own.
 """
 
 from __future__ import annotations
@@ -267,12 +267,12 @@ class Collator:
     """Lays the documents of a micro-batch out in tensors.
 
     Called with ``[{"documents": [index, ...]}, ...]``; returns tensors over ``B`` tensor rows of ``L`` tokens, ``p``
-    positions that predict something and ``n`` loss terms (trained tokens, those that several documents share once):
+    positions that predict something and ``n`` loss terms (trained tokens; what several documents share counts once):
 
     ``input_ids (B, L)``, ``position_ids (B, L)`` (from 0 in every document; the padding at the end of a row is a
     document of its own), ``predict (B, L)`` bool, the ``p`` positions whose output predicts a trained token, and
     ``sources (n,)``, which of those positions predicts each term (in order, one each, without trees; a token at which
-    a tree branches predicts several), ``targets (n,)``, ``weights (n,)``, ``counts (n,)`` (documents a term stands for),
+    a tree branches predicts several), ``targets (n,)``, ``weights (n,)``, ``counts (n,)`` (documents of the term),
     ``replay (n,)`` bool, and when the rows carry a top-k ``top_ids (n, k)`` (-1 where nothing is stored) and
     ``top_logprobs (n, k)``. ``ends (B, L)`` (see `regrow.train.trees.Merged`) is there when a tree is.
     """
