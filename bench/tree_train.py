@@ -23,7 +23,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from train import clock_callback, resolve
+from train import clock_callback
+from train import resolve as resolve_model
 
 ARMS = {
     "tree": "tree-packed, one sequence of up to max_length a step",
@@ -106,6 +107,19 @@ def tree_rows(shape: tuple[int, ...], question: int, answer: int, trees: int, vo
     return rows
 
 
+def resolve(model: str) -> Path:
+    """As in ``bench/train.py``, and ``small``: 8 layers of width 256 with 8,192 tokens, random weights."""
+    if model != "small":
+        return resolve_model(model)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.fixtures.tiny import tiny_llama, tiny_tokenizer
+
+    folder = Path(tempfile.mkdtemp())
+    tiny_llama(layers=8, hidden=256, vocab_size=8192).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
     """One training run; returns path tokens a second, peak memory, and the share of tokens computed."""
     import pyarrow as pa
@@ -166,7 +180,7 @@ def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--savings", action="store_true", help="count tokens only")
-    parser.add_argument("--model", default="tiny", help="tiny, smollm2, or a folder")
+    parser.add_argument("--model", default="tiny", help="tiny, small, smollm2, or a folder")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--shape", default="1/4/2/4", help="children a node, layer by layer")
     parser.add_argument("--trees", type=int, default=8)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regrow.errors import RunError
+from regrow.errors import RecipeError, RunError
 from regrow.train.batches import Collator, Document, TokenRows
 from regrow.train.config import TrainConfig
 from regrow.train.objectives.replay import soft_loss
@@ -266,7 +266,7 @@ def test_merged_trees_against_ancestors_counted_out(shape, seed, window):
 
 
 def test_the_block_mask_is_the_dense_one():
-    """FlexAttention's mask function, evaluated at every place; its kernels are not run here."""
+    """FlexAttention's mask function, evaluated at every place."""
     from torch.nn.attention.flex_attention import create_mask
 
     rows = [tree_rows((1, 2, 1, 3), seed=s) for s in range(3)]
@@ -281,6 +281,38 @@ def test_the_block_mask_is_the_dense_one():
         block = block_mask(ends, positions, window)
         dense = create_mask(block.mask_mod, 3, 1, length, length, device="cpu")
         assert torch.equal(dense[:, 0], tree_mask(ends, positions, window))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_forward_pass_under_flex_attention_is_that_under_sdpa(kind, monkeypatch):
+    """Through transformers' own code, with PyTorch's reference of FlexAttention in place of its compiled kernels,
+    which take minutes to build on a CPU and have no backward pass there."""
+    from torch.nn.attention.flex_attention import flex_attention
+    from transformers.integrations import flex_attention as integration
+
+    monkeypatch.setattr(
+        integration, "compile_friendly_flex_attention", lambda q, k, v, training, **kw: flex_attention(q, k, v, **kw)
+    )
+    model = make(kind).eval()
+    merged = merge([document(r) for r in tree_rows((1, 2, 2, 3))])
+    ids, positions, ends = (torch.tensor(x)[None] for x in (merged.input_ids, merged.positions, merged.ends))
+    logits = {}
+    for implementation in ("sdpa", "flex_attention"):
+        model.set_attn_implementation(implementation)
+        attention = TreeAttention(model.config, int(positions.max()) + 1)
+        with torch.no_grad():
+            logits[implementation] = model(
+                input_ids=ids, position_ids=positions, attention_mask=attention.mask(ends, positions), use_cache=False
+            ).logits
+    assert attention.kind == "flex_attention"
+    assert torch.allclose(logits["sdpa"], logits["flex_attention"], atol=1e-4)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="an accelerator is there, and FlexAttention trains on it")
+def test_flex_attention_on_a_cpu_is_refused_before_training(models, tmp_path):
+    cfg = TrainConfig(**ONE_STEP, attn_implementation="flex_attention")
+    with pytest.raises(RecipeError, match="no backward pass on a CPU"):
+        train(models("llama"), write_mix(tmp_path / "mix", tree_rows()), cfg, tmp_path / "out", seed=0)
 
 
 def test_reading_trees_back(tmp_path):

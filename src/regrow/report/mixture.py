@@ -47,6 +47,9 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
         out.append(("Passes over your data", f"{facts['epochs']:g}"))
     if facts.get("tree_loss"):
         out.append(("Loss over a tree", str(facts["tree_loss"])))
+    trees = facts.get("trees") or {}
+    if trees.get("packed") and is_number(trees.get("unique_tokens")):
+        out.append(("Replay tokens computed, packed as trees", numbers.integer(trees["unique_tokens"])))
     if facts.get("topk"):
         out.append(("Stored log-probabilities a position", numbers.integer(facts["topk"])))
     out += [(f"Left out: {reason}", numbers.integer(n)) for reason, n in (facts.get("dropped") or {}).items()]

@@ -51,6 +51,10 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
     def __init__(self, rows: TokenRows, cfg: TrainConfig, *, seed: int, fingerprint: str, **kwargs: Any) -> None:
         self.cfg, self.fingerprint = cfg, fingerprint
         tokenizer, model = kwargs["processing_class"], kwargs["model"]
+        if model.config._attn_implementation == "flex_attention" and kwargs["args"].device.type == "cpu":
+            raise RecipeError(
+                "FlexAttention has no backward pass on a CPU", where="train.attn_implementation", hint="set it to sdpa"
+            )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         collator = Collator(rows, pad_token_id=pad)
         # What a batch element is depends on what the model can do, and the model is asked once it is on its device.
