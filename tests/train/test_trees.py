@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regrow.errors import RecipeError, RunError
+from regrow.mix.config import MixConfig
+from regrow.mix.stage import mix
 from regrow.train.batches import Collator, Document, TokenRows
 from regrow.train.config import TrainConfig
 from regrow.train.objectives.replay import soft_loss
 from regrow.train.stage import train
 from regrow.train.tree_attention import TreeAttention, block_mask, tree_mask, why_not
 from regrow.train.trees import merge
+from tests.mix.test_stage import domain_rows, grow_corpus
 from tests.train.helpers import largest_difference, log_lines, random_rows, tree_rows, weights_of, write_mix
 from tests.train.test_resume import FULL, kill
 
@@ -122,8 +125,8 @@ def test_a_tree_has_the_gradient_of_its_paths_one_by_one(kind, loss, once, model
     plain = random_rows(5, k=8, vocab=290)
     rows = [*plain[:2], *trees[0], *plain[2:], *trees[1]]
     assert min(len(r["input_ids"]) for t in trees for r in t) > WINDOW
-    mix = write_mix(tmp_path / "mix", rows)
-    done = train(models(kind), mix, TrainConfig(**ONE_STEP, replay_loss=loss), tmp_path / "out", seed=0)
+    folder = write_mix(tmp_path / "mix", rows)
+    done = train(models(kind), folder, TrainConfig(**ONE_STEP, replay_loss=loss), tmp_path / "out", seed=0)
     assert (done.trees, done.tree_documents, done.unpacked) == (3, 14, {})  # two first questions are two trees
     assert done.tokens == sum(r["n_tokens"] for r in rows)
     assert done.computed_tokens == done.tokens - sum(r["n_shared"] for r in rows) < 0.75 * done.tokens
@@ -144,9 +147,9 @@ def test_a_tree_has_the_gradient_of_its_paths_one_by_one(kind, loss, once, model
 )
 def test_other_settings_leave_the_gradient_alone(more, models, tmp_path):
     rows = [*random_rows(3, vocab=290), *tree_rows((1, 2, 2, 3)), *random_rows(2, seed=5, vocab=290)]
-    mix = write_mix(tmp_path / "mix", rows)
+    folder = write_mix(tmp_path / "mix", rows)
     for kind in ("llama", "gemma3"):
-        done = train(models(kind), mix, TrainConfig(**ONE_STEP | more), tmp_path / kind, seed=0)
+        done = train(models(kind), folder, TrainConfig(**ONE_STEP | more), tmp_path / kind, seed=0)
         assert done.trees == (2 if more.get("max_length") == 128 else 1)
         assert_equal_gradients(gradient(done, models(kind)), by_hand(models(kind), rows, "hard"))
 
@@ -169,14 +172,34 @@ def test_lora_and_the_numbers_of_the_log(models, tmp_path):
     assert {"loss/replay", "kl/replay", "soft_tokens", "train_tokens"} <= set(same)
 
 
+@pytest.mark.parametrize("once", [False, True], ids=["paths", "once"])
+def test_a_mix_of_a_corpus_trains_alike_packed_and_not(once, tiny_model_dir, tmp_path):
+    """Through the mixer: stored top-k, end tokens, dialogues used twice, both ways in one step."""
+    done = {}
+    corpus = grow_corpus(tmp_path / "corpus", (2, 2, 1, 3), trees=2, top_k=4)
+    for packed in (False, True):
+        cfg = MixConfig(
+            replay_ratio=0.8, max_repeats=2, tree_loss="once" if once else "paths", tree_packing=packed, max_length=256
+        )
+        mixed = mix(domain_rows(20), corpus, tiny_model_dir, cfg, tmp_path / f"mix{packed}", seed=0)
+        settings = TrainConfig(**ONE_STEP | {"max_length": 256}, replay_loss="soft")
+        done[packed] = train(tiny_model_dir, tmp_path / f"mix{packed}", settings, tmp_path / f"{packed}", seed=0)
+    assert mixed.replay["rows"] > mixed.replay["distinct"]
+    assert (done[False].trees, done[True].trees) == (0, mixed.trees["bundles"])
+    assert done[True].tree_documents == mixed.trees["bundled"] > 20
+    assert done[True].tokens == done[False].tokens == mixed.replay["tokens"] + mixed.domain["tokens"]
+    assert done[True].computed_tokens == mixed.trees["unique_tokens"] + mixed.domain["tokens"] < done[True].tokens
+    assert_equal_gradients(gradient(done[True], tiny_model_dir), gradient(done[False], tiny_model_dir))
+
+
 def test_a_killed_run_continues_to_the_same_weights(tiny_model_dir, tmp_path):
     rows = [r for i in range(12) for r in (*random_rows(1, seed=i), *tree_rows((1, 2, 1, 2), seed=i, name=f"t{i}."))]
-    mix = write_mix(tmp_path / "mix", rows)
+    folder = write_mix(tmp_path / "mix", rows)
     cfg = TrainConfig(**FULL)
-    whole = train(tiny_model_dir, mix, cfg, tmp_path / "whole", seed=3)
+    whole = train(tiny_model_dir, folder, cfg, tmp_path / "whole", seed=3)
     assert whole.trees == 12
-    kill("before checkpoint 15", tiny_model_dir, mix, tmp_path / "killed", FULL)
-    continued = train(tiny_model_dir, mix, cfg, tmp_path / "killed", seed=3)
+    kill("before checkpoint 15", tiny_model_dir, folder, tmp_path / "killed", FULL)
+    continued = train(tiny_model_dir, folder, cfg, tmp_path / "killed", seed=3)
     assert continued.resumed_from == 12
     assert largest_difference(whole.model_path, continued.model_path) == 0
     for name in ("tokens", "computed_tokens", "train_tokens", "trees"):
