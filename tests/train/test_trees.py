@@ -182,7 +182,9 @@ def test_a_mix_of_a_corpus_trains_alike_packed_and_not(once, tiny_model_dir, tmp
             replay_ratio=0.8, max_repeats=2, tree_loss="once" if once else "paths", tree_packing=packed, max_length=256
         )
         mixed = mix(domain_rows(20), corpus, tiny_model_dir, cfg, tmp_path / f"mix{packed}", seed=0)
-        settings = TrainConfig(**ONE_STEP | {"max_length": 256}, replay_loss="soft")
+        settings = TrainConfig(
+            **ONE_STEP | {"per_device_train_batch_size": 128, "max_length": 256}, replay_loss="soft"
+        )
         done[packed] = train(tiny_model_dir, tmp_path / f"mix{packed}", settings, tmp_path / f"{packed}", seed=0)
     assert mixed.replay["rows"] > mixed.replay["distinct"]
     assert (done[False].trees, done[True].trees) == (0, mixed.trees["bundles"])

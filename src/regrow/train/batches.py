@@ -127,7 +127,9 @@ class TokenRows:
             weights = pc.list_flatten(batch["loss_weights"]).to_numpy(zero_copy_only=False)
             row_of = np.repeat(np.arange(len(n)), n_weights)
             position = np.arange(len(weights)) - np.repeat(np.cumsum(n_weights) - n_weights, n_weights)
-            shared = batch[_SHARED].to_numpy(zero_copy_only=False) if has_shared else np.zeros(len(n), np.int64)
+            shared = np.zeros(len(n), np.int64)
+            if has_shared:
+                shared = pc.fill_null(batch[_SHARED], 0).to_numpy(zero_copy_only=False)
             room = np.minimum(n, np.concatenate([[last], n[:-1]]))
             last = int(n[-1]) if len(n) else last
             for bad, what in (
@@ -144,13 +146,10 @@ class TokenRows:
             trained = np.bincount(row_of, (weights > 0) & (position >= 1) & (position < self.max_length), len(n)) > 0
             self.n_cut += int((n > self.max_length).sum())
             self.n_untrained += int((~trained).sum())
-            for row, (is_kept, size, with_last) in enumerate(
-                zip(trained.tolist(), n.tolist(), shared.tolist(), strict=True)
-            ):
-                shared_since_kept = min(
-                    shared_since_kept, with_last
-                )  # a row left out in between takes its tokens along
-                if is_kept:
+            for row, size in enumerate(n.tolist()):
+                # Shared with the last row that is kept: no more than with any that was left out in between.
+                shared_since_kept = min(shared_since_kept, int(shared[row]))
+                if trained[row]:
                     self._add(start + row, min(size, self.max_length), min(shared_since_kept, self.max_length))
                     shared_since_kept = size
             self.max_id = max(self.max_id, pc.max(pc.list_flatten(batch["input_ids"])).as_py() or 0)
