@@ -6,8 +6,9 @@
 ``--savings`` counts with the mixer's own bundling, on full trees with fixed lengths of questions and answers; nothing
 is trained. Without it, the same dialogues are trained on tree-packed and path by path. Every measurement is a process
 of its own (so that peak memory is its own), arms take turns (so that a drifting clock hits all of them), and warm-up
-steps are not timed. Speed is in path tokens a second: the tokens of the dialogues one by one, computed or shared. All
-arms put up to ``--max-length`` computed tokens into a step, so that memory is compared at the same size of a batch.
+steps are not timed. Speed is in path tokens a second: the tokens of the dialogues one by one, computed or shared; on a
+CPU also a second of CPU time, which other work on the machine disturbs less. All arms put up to ``--max-length``
+computed tokens into a step, so that memory is compared at the same size of a batch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from train import clock_callback
@@ -120,6 +122,22 @@ def resolve(model: str) -> Path:
     return folder
 
 
+def cpu_clock(warmup: int):
+    from transformers import TrainerCallback
+
+    class CpuClock(TrainerCallback):
+        """CPU seconds of this process after the warm-up steps."""
+
+        started = seconds = 0.0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == warmup:
+                self.started = time.process_time()
+            self.seconds = time.process_time() - self.started
+
+    return CpuClock()
+
+
 def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
     """One training run; returns path tokens a second, peak memory, and the share of tokens computed."""
     import pyarrow as pa
@@ -158,6 +176,7 @@ def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
         if trainer.no_trees is not None:
             sys.exit(f"no trees on this model: {trainer.no_trees}")
         inner, computed = trainer.compute_loss, []
+        cpu = cpu_clock(args.warmup)
 
         def counting(model, inputs, *rest, **kwargs):
             clock.tokens += int(inputs["n_tokens"])
@@ -166,11 +185,13 @@ def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
 
         trainer.compute_loss = counting
         trainer.add_callback(clock)
+        trainer.add_callback(cpu)
         trainer.train()
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     timed = computed[args.warmup :]
     return {
         "tok_s": clock.tokens / clock.seconds,
+        "tok_cpu_s": clock.tokens / cpu.seconds,
         "saved": sum(n for n, _ in timed) / sum(m for _, m in timed),
         "a_step": statistics.mean(m for _, m in timed),
         "peak_gb": peak / 1e9,
@@ -222,20 +243,22 @@ def main() -> None:
     )
     print(f"{args.model}, {device}, {torch.get_num_threads()} threads, {versions()}")
     print(f"{args.shape}, questions {args.question}, answers {args.answer} tokens, max_length {args.max_length}")
-    print("| arm | path tok/s, median [min, max] | ratio to paths | path/computed | computed a step | peak GB |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        "| arm | path tokens a second, median [min, max] | ratio | a CPU second | ratio | path/computed | "
+        "computed a step | peak GB |"
+    )
+    print("| --- |" + " ---: |" * 7)
     for arm, runs in results.items():
-        speeds = [r["tok_s"] for r in runs]
-        # Turns taken together share the clock's drift: the ratio is the median of the turns' ratios.
-        ratio = (
-            f"{statistics.median(r['tok_s'] / p['tok_s'] for r, p in zip(runs, results['paths'], strict=True)):.2f}"
-            if "paths" in results
-            else ""
-        )
-        print(
-            f"| {arm} | {statistics.median(speeds):.0f} [{min(speeds):.0f}, {max(speeds):.0f}] | {ratio} | "
-            f"{runs[0]['saved']:.2f} | {runs[0]['a_step']:.0f} | {max(r['peak_gb'] for r in runs):.2f} |"
-        )
+        cells = []
+        for unit in ("tok_s", "tok_cpu_s"):
+            speeds = [r[unit] for r in runs]
+            cells.append(f"{statistics.median(speeds):.0f} [{min(speeds):.0f}, {max(speeds):.0f}]")
+            # Arms of one turn share the machine's state: the ratio is the median of the turns' ratios.
+            pairs = zip(runs, results["paths"], strict=True) if "paths" in results else []
+            ratios = [r[unit] / p[unit] for r, p in pairs]
+            cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
+        cells += [f"{runs[0]['saved']:.2f}", f"{runs[0]['a_step']:.0f}", f"{max(r['peak_gb'] for r in runs):.2f}"]
+        print(f"| {arm} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -308,6 +308,7 @@ def test_the_block_mask_is_the_dense_one():
         assert torch.equal(dense[:, 0], tree_mask(ends, positions, window))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_a_forward_pass_under_flex_attention_is_that_under_sdpa(kind, monkeypatch):
     """Through transformers' own code, with PyTorch's reference of FlexAttention in place of its compiled kernels,
