@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from regrow.errors import RecipeError
 from regrow.mix.mixtures import MixtureSection, make_mixture
+from regrow.train import batches
+from regrow.train.config import TrainConfig
 from regrow.train.mixture import MixtureSampler, hold_out
+from regrow.train.stage import train
+from tests.train.helpers import log_lines, token_row, write_mix
 
 
 def packs(n: int = 400) -> tuple[list[str], list[int]]:
@@ -134,3 +140,86 @@ def test_each_key_reaches_its_controller():
         usual = after(**base)
         for change in changed:
             assert after(**{**base, **change}) != usual, change
+
+
+def mix_of_three(n: int = 60) -> list[dict]:
+    """Rows of three domains; every token of a row says which: ids 10-99, 100-199, 200-299."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        number = int(rng.choice(3, p=[0.6, 0.2, 0.2]))
+        ids = rng.integers(10 + 100 * number, 99 + 100 * number, int(rng.integers(8, 30))).tolist()
+        row = token_row(ids, [0.0] + [1.0] * (len(ids) - 1), "replay" if number else "domain", f"r{i}")
+        rows.append(row | {"domain": ("law", "rivers", "birds")[number]})
+    return rows
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[int]:
+    """Token ids of all batches of documents, in the order they were collated; measurements are left out."""
+    ids: list[int] = []
+    collate = batches.Collator.__call__
+
+    def record(self, packs):
+        batch = collate(self, packs)
+        ids.extend(t for t in batch["input_ids"].flatten().tolist() if t >= 10)
+        return batch
+
+    monkeypatch.setattr(batches.Collator, "__call__", record)
+    return ids
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_shares_reach_the_batch(tiny_model_dir, tmp_path, seen, packing):
+    mix = write_mix(tmp_path / "mix", mix_of_three())
+    shares = {"law": 0.2, "rivers": 0.7, "birds": 0.1}
+    cfg = TrainConfig(
+        max_steps=20, per_device_train_batch_size=2, logging_steps=5, packing=packing, max_length=64,
+        mixture={"controller": "constant", "weights": shares, "update_steps": 5, "holdout_rows": 2},
+    )  # fmt: skip
+    train(tiny_model_dir, mix, cfg, tmp_path / "out", seed=0)
+    counted = np.bincount(np.array(seen) // 100, minlength=3) / len(seen)
+    assert counted == pytest.approx(list(shares.values()), abs=0.06)
+    measured = [line for line in log_lines(tmp_path / "out") if "heldout/law" in line]
+    assert [line["step"] for line in measured] == [5, 10, 15]
+    assert measured[0]["asked/rivers"] == 0.7
+    assert measured[-1]["mix/rivers"] == pytest.approx(0.7, abs=0.15)
+
+
+def test_held_out_rows_are_measured_and_never_trained_on(tiny_model_dir, tmp_path, seen):
+    rows = mix_of_three()
+    mix = write_mix(tmp_path / "mix", rows)
+    mixture = {"controller": "uniform", "update_steps": 7, "holdout_rows": 3}
+    cfg = TrainConfig(max_steps=60, per_device_train_batch_size=4, logging_steps=7, mixture=mixture)
+    train(tiny_model_dir, mix, cfg, tmp_path / "out", seed=0)
+    out = hold_out([r["domain"] for r in rows], 3, seed=0)
+    text = " ".join(map(str, seen))
+    for i, row in enumerate(rows):
+        found = " ".join(map(str, row["input_ids"])) in text
+        assert found != any(i in held for held in out.values()), row["id"]
+    losses = [line["heldout/law"] for line in log_lines(tmp_path / "out") if "heldout/law" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_your_rows_against_replay(tiny_model_dir, tmp_path, seen):
+    mix = write_mix(tmp_path / "mix", mix_of_three())
+    mixture = {"controller": "constant", "by": "source", "weights": {"domain": 1, "replay": 9}}
+    cfg = TrainConfig(max_steps=20, per_device_train_batch_size=2, mixture=mixture)
+    train(tiny_model_dir, mix, cfg, tmp_path / "out", seed=0)
+    assert np.mean(np.array(seen) < 100) == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_controller_moves_the_mixture_while_it_trains(tiny_model_dir, tmp_path, seen):
+    """The domain that is learned last keeps the highest loss, and gets more and more of the tokens."""
+    mix = write_mix(tmp_path / "mix", mix_of_three())
+    mixture = {"controller": "fostering", "rule": "code", "update_steps": 4, "holdout_rows": 3}
+    cfg = TrainConfig(
+        max_steps=24, per_device_train_batch_size=4, learning_rate=3e-3, logging_steps=4, mixture=mixture
+    )
+    train(tiny_model_dir, mix, cfg, tmp_path / "out", seed=0)
+    lines = [line for line in log_lines(tmp_path / "out") if "asked/law" in line]
+    asked = [[line[f"asked/{d}"] for d in ("law", "rivers", "birds")] for line in lines]
+    assert asked[0] != asked[-1]
+    for before, after in pairwise(lines[1:]):
+        worst = max(("law", "rivers", "birds"), key=lambda d: before[f"heldout/{d}"])
+        assert after[f"asked/{worst}"] > before[f"asked/{worst}"]

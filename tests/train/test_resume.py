@@ -23,6 +23,7 @@ FULL = {
     "save_steps": 3, "logging_steps": 2,
 }  # fmt: skip
 """24 rows are 6 steps an epoch: step 13 lies in the third epoch, which has an order of its own."""
+MOVING = {"controller": "fostering", "rule": "code", "update_steps": 4, "holdout_rows": 2}
 LORA = FULL | {"method": "lora", "lora": {"r": 4, "lora_dropout": 0.2}}
 
 CHILD = """
@@ -69,6 +70,7 @@ def mix(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("before the summary", FULL, 20, id="after-the-last-step", marks=pytest.mark.slow),
         pytest.param("before checkpoint 15", FULL | {"packing": True, "max_length": 64}, 12, id="packed",
                      marks=pytest.mark.slow),
+        pytest.param("before checkpoint 15", FULL | {"mixture": MOVING}, 12, id="moving-mixture"),
     ],
 )  # fmt: skip
 def test_killed_and_continued_equals_uninterrupted(where, settings, step, tiny_model_dir, mix, tmp_path, capfd):

@@ -173,6 +173,19 @@ class TokenRows:
         self.lengths.append(length)
         self.shared.append(shared)
 
+    def labels(self, by: Literal["domain", "source"]) -> list[str]:
+        """The domain label, or the source, of each document."""
+        import pyarrow.parquet as pq
+
+        column = pq.read_table(self.path, columns=[by])[by].to_pylist()
+        return [str(column[row]) for row in self.kept]
+
+    def alone(self, index: int) -> Document:
+        """A document that shares nothing with the one before it."""
+        document = self[index]
+        document.shared = 0
+        return document
+
     def __len__(self) -> int:
         return len(self.kept)
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regrow.mix.mixtures import MixtureSection
 from regrow.section import Section
 
 DEFAULT_LEARNING_RATE = {"full": 2e-5, "lora": 2e-4}
@@ -104,6 +105,8 @@ class TrainConfig(Section):
     model's stored top-k to the student. Domain tokens always have cross-entropy."""
     soft: SoftReplaySection = SoftReplaySection()
     """Settings of the soft loss; read only when ``replay_loss: soft``."""
+    mixture: MixtureSection = MixtureSection()
+    """Shares of the training tokens by domain, decided while training."""
     trainer_args: dict[str, Any] = Field(default_factory=dict)
     """Any other field of ``trl.SFTConfig`` / ``transformers.TrainingArguments`` under its own name."""
 

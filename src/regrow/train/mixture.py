@@ -8,6 +8,7 @@ and realised shares therefore differ by no more than one pack, at any moment.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +18,12 @@ from transformers import TrainerCallback
 
 from regrow.errors import RecipeError
 from regrow.mix.controller import Mixture, Shares
+from regrow.mix.mixtures import make_mixture
+from regrow.train.batches import make_packs
 
 if TYPE_CHECKING:
     from regrow.train.batches import Document
+    from regrow.train.config import TrainConfig
 
 MEASURED_DOCUMENTS = 8
 """Held-out documents in one forward pass."""
@@ -122,6 +126,54 @@ def hold_out(domains: Sequence[str], rows: int, seed: int) -> dict[str, list[int
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class MixturePlan:
+    """What a mixture trains on.
+
+    Attributes:
+        packs: Units of each pack; a pack holds one domain.
+        sampler: Draws packs.
+        mixture: The controller.
+        heldout: Domain -> units that are measured and never trained on.
+    """
+
+    packs: list[list[int]]
+    sampler: MixtureSampler
+    mixture: Mixture
+    heldout: dict[str, list[int]]
+
+
+def plan_mixture(
+    labels: Sequence[str], units: Sequence[Sequence[int]], lengths: Sequence[int], cfg: TrainConfig, seed: int
+) -> MixturePlan:
+    """Sort the units of a mix by domain, hold some out, and pack the rest.
+
+    Args:
+        labels: Domain of each document.
+        units: Documents of each unit; those of one unit are of one tree and so of one domain.
+        lengths: Tokens of each unit.
+        cfg: Its ``mixture``, ``packing`` and ``max_length``.
+        seed: For what is held out and for the order.
+
+    Raises:
+        RecipeError: The section and the mix do not fit, or a domain is too small.
+    """
+    of_unit = [labels[unit[0]] for unit in units]
+    heldout = hold_out(of_unit, cfg.mixture.holdout_rows, seed)
+    packs, domains = [], []
+    for domain, out in heldout.items():
+        mine = [u for u, d in enumerate(of_unit) if d == domain and u not in set(out)]
+        sizes = [lengths[u] for u in mine]
+        for pack in make_packs(sizes, packing=cfg.packing, max_length=cfg.max_length, seed=seed):
+            packs.append([mine[i] for i in pack])
+            domains.append(domain)
+    tokens = [sum(lengths[u] for u in pack) for pack in packs]
+    total = sum(tokens)
+    shares = {d: sum(t for t, of in zip(tokens, domains, strict=True) if of == d) / total for d in heldout}
+    mixture = make_mixture(cfg.mixture, shares)
+    return MixturePlan(packs, MixtureSampler(domains, tokens, mixture.weights(), seed), mixture, heldout)
+
+
 class MixtureCallback(TrainerCallback):  # type: ignore[misc]
     """Measures before the first step and every ``every`` steps, and passes the new shares on to the sampler.
 
@@ -130,19 +182,14 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]
         sampler: Whose shares it sets.
         measure: Domain -> held-out loss, nats a token, of the model as it is.
         every: Optimizer steps between measurements.
-        log: Takes the numbers of one measurement.
     """
 
     def __init__(
-        self,
-        mixture: Mixture,
-        sampler: MixtureSampler,
-        measure: Callable[[], dict[str, float]],
-        every: int,
-        log: Callable[[dict[str, float]], None],
+        self, mixture: Mixture, sampler: MixtureSampler, measure: Callable[[], dict[str, float]], every: int
     ) -> None:
-        self.mixture, self.sampler, self.measure, self.every, self.log = mixture, sampler, measure, every, log
+        self.mixture, self.sampler, self.measure, self.every = mixture, sampler, measure, every
         self._from = 0
+        self._numbers: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:
@@ -163,16 +210,27 @@ class MixtureCallback(TrainerCallback):  # type: ignore[misc]
         self._from = self.sampler.drawn
         self.mixture.update(losses)
         self.sampler.set_shares(self.mixture.weights())
-        self.log(numbers)
+        self._numbers = numbers
+
+    def take_numbers(self) -> dict[str, float]:
+        """The numbers of the last measurement, once, for the log: ``heldout/<domain>`` in nats a token, and
+        ``asked/<domain>`` and ``mix/<domain>``, shares of the tokens drawn since the measurement before it."""
+        numbers, self._numbers = self._numbers, {}
+        return numbers
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the controller and the changes of shares so far."""
-        return {"mixture": self.mixture.state_dict(), "changes": self.sampler.changes, "from": self._from}
+        """For a checkpoint: the controller, the changes of shares so far, and what is not logged yet."""
+        return {
+            "mixture": self.mixture.state_dict(),
+            "changes": self.sampler.changes,
+            "from": self._from,
+            "numbers": self._numbers,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.mixture.load_state_dict(state["mixture"])
         self.sampler.changes = [(int(at), dict(shares)) for at, shares in state["changes"]]
-        self._from = int(state["from"])
+        self._from, self._numbers = int(state["from"]), dict(state["numbers"])
 
 
 def heldout_losses(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from regrow.errors import ModelError, RecipeError
-from regrow.train.batches import BlockSampler, Collator, Layout, TokenRows, make_packs
+from regrow.train.batches import BlockSampler, Collator, Document, Layout, TokenRows, make_packs
 from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
 from regrow.train.config import TrainConfig
+from regrow.train.mixture import MixtureCallback, MixtureSampler, heldout_losses, plan_mixture
 from regrow.train.objectives.replay import hard_loss, soft_loss
 from regrow.train.tree_attention import TreeAttention, why_not
 
@@ -64,9 +66,23 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         collator.trees = self.no_trees is None
         units = rows.units if collator.trees else [[i] for i in range(len(rows))]
         lengths = rows.unit_lengths if collator.trees else rows.lengths
-        packs = make_packs(lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
+        self._sampler: BlockSampler | MixtureSampler
+        self.mixture: MixtureCallback | None = None
+        if cfg.mixture.controller == "none":
+            packs = make_packs(lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
+            self._sampler = BlockSampler(len(packs), seed)
+        else:
+            plan = plan_mixture(rows.labels(cfg.mixture.by), units, lengths, cfg, seed)
+            packs, self._sampler = plan.packs, plan.sampler
+            heldout = {d: [rows.alone(i) for u in us for i in units[u]] for d, us in plan.heldout.items()}
+            self.mixture = MixtureCallback(
+                plan.mixture,
+                plan.sampler,
+                lambda: heldout_losses(self.model, heldout, self._heldout_loss),
+                cfg.mixture.update_steps,
+            )
+            self.add_callback(self.mixture)
         self.train_dataset = Dataset.from_dict({"documents": [[i for u in pack for i in units[u]] for pack in packs]})
-        self._sampler = BlockSampler(len(packs), seed)
         self._head_takes_mask = head_takes_mask(self.model)
         # The loss below is already the mean over the global batch: the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
@@ -92,7 +108,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
     def _zeros(self) -> dict[str, Tensor]:
         return {name: torch.zeros((), device=self.args.device) for name in COUNTS}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler | MixtureSampler:
         return self._sampler
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -111,14 +127,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The micro-batch's share of the global batch's mean loss; see the class. Inputs as from `Collator`."""
-        asked: dict[str, Any] = {"logits_to_keep": inputs["predict"]} if self._head_takes_mask else {}
-        if self.aux_loss_enabled:
-            asked["output_router_logits"] = True
-        if "ends" in inputs:
-            asked["attention_mask"] = self._attention.mask(inputs["ends"], inputs["position_ids"])
-        outputs = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False, **asked)
-        # A head that takes a mask returns (n, V) at the wanted positions, others (B, L, V).
-        logits = outputs.logits if self._head_takes_mask else outputs.logits[inputs["predict"]]
+        outputs, logits = self._forward(model, inputs)
         weights, denominator = inputs["weights"], num_items_in_batch
         if denominator is None:
             denominator = weights.sum()
@@ -130,6 +139,25 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self._count("tokens", inputs["n_tokens"])
         self._count("computed_tokens", inputs["n_computed"])
         return (loss, outputs) if return_outputs else loss
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+        """The model's output, and the logits at the positions that predict something, ``(p, V)``."""
+        asked: dict[str, Any] = {"logits_to_keep": inputs["predict"]} if self._head_takes_mask else {}
+        if self.aux_loss_enabled:
+            asked["output_router_logits"] = True
+        if "ends" in inputs:
+            asked["attention_mask"] = self._attention.mask(inputs["ends"], inputs["position_ids"])
+        outputs = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False, **asked)
+        # A head that takes a mask returns (n, V) at the wanted positions, others (B, L, V).
+        return outputs, outputs.logits if self._head_takes_mask else outputs.logits[inputs["predict"]]
+
+    def _heldout_loss(self, documents: Sequence[Document]) -> tuple[float, float]:
+        """Summed weighted cross-entropy and summed weight of documents that are not trained on."""
+        inputs = self._prepare_inputs(self.data_collator.collate(documents))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            _, logits = self._forward(self.model, inputs)
+        losses = hard_loss(logits[inputs["sources"]].float(), inputs["targets"])
+        return float((losses * inputs["weights"]).sum()), float(inputs["weights"].sum())
 
     def _token_losses(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Loss of each term, ``(n,)``, from logits at the predicting positions; adds to the per-source numbers."""
@@ -200,6 +228,8 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             out["kl/replay"] = sums["kl/replay"] / sums["kl/weight"]
         if self.cfg.replay_loss == "soft":
             out |= {name: int(sums[name]) for name in ("soft_tokens", "hard_fallback_tokens")}
+        if self.mixture is not None:
+            out |= self.mixture.take_numbers()
         return out | {
             "tokens": self.tokens_seen,
             "computed_tokens": self.computed_tokens,
@@ -220,6 +250,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
                 "train_tokens": self.train_tokens_seen,
                 "pending": pending,
                 "last": self.state.global_step >= self.state.max_steps,
+                "mixture": None if self.mixture is None else self.mixture.state_dict(),
             }
             mark_complete(folder, step=self.state.global_step, fingerprint=self.fingerprint, extra=counted)
             keep_newest(Path(self.args.output_dir), self.cfg.save_total_limit)
@@ -229,6 +260,8 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         extra = read_marker(folder)["extra"]
         self.tokens_seen, self.train_tokens_seen = int(extra["tokens"]), float(extra["train_tokens"])
         self.computed_tokens = int(extra.get("computed_tokens", self.tokens_seen))
+        if self.mixture is not None:
+            self.mixture.load_state_dict(extra["mixture"])
         if self.accelerator.is_main_process:
             for name, value in extra["pending"].items():
                 self._count(name, torch.tensor(value))
@@ -243,7 +276,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
 class _EpochOrder(TrainerCallback):  # type: ignore[misc]
     """Tells the sampler the epoch, also on resume, where accelerate's wrappers do not reach it."""
 
-    def __init__(self, sampler: BlockSampler) -> None:
+    def __init__(self, sampler: BlockSampler | MixtureSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
