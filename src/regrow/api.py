@@ -276,6 +276,7 @@ def evaluate(
     *,
     suites: Sequence[str] | None = None,
     data: str | Path | None = None,
+    reuse: Sequence[str | Path] = (),
     seed: int = 0,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
@@ -286,6 +287,7 @@ def evaluate(
         output: A folder for items, records and results.
         suites: ``facts``, ``lm-eval:TASK``, ``file:PATH.jsonl``; with ``data`` also ``heldout``.
         data: Held-out rows, to measure the gain.
+        reuse: Folders of earlier evaluations; what was scored there is not scored again.
         seed: Choice of items and resampling.
         settings: Any other recipe keys.
 
@@ -298,31 +300,43 @@ def evaluate(
         data__path=str(data) if data else None,
         seed=seed,
     )
-    evaluate_with(recipe, models, Path(output))
+    evaluate_with(recipe, models, Path(output), reuse=[Path(r) for r in reuse])
     results: dict[str, Any] = json.loads((Path(output) / "eval/results.json").read_text(encoding="utf-8"))
     return results
 
 
-def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path) -> str:
+def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path, *, reuse: Sequence[Path] = ()) -> str:
     """`evaluate` with the settings of a recipe; returns the table as text."""
-    from regrow.evaluate.stage import build_suites
-    from regrow.evaluate.stage import evaluate as stage
-    from regrow.models.load import resolve_model
-    from regrow.report.build import build_report, load_report
+    from regrow.report.build import load_report
 
     if len(models) < 2:
         raise DataError("one model was given, at least two are compared", hint="regrow eval BEFORE AFTER -o DIR")
-    found = [resolve_model(m, trust_remote_code=recipe.model.trust_remote_code) for m in models]
+    arms = arms_of(models)
+    _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
+    names = "\n".join(f"{arm:<10} {name}" for arm, name in zip(arms, models, strict=True))
+    return f"{load_report(output).text_table()}\n{names}\nreport     {output / 'report.html'}"
+
+
+def _evaluate(recipe: Recipe, models: dict[str, str], output: Path, reuse: Sequence[Path]) -> dict[str, Any]:
+    """Items, scores, results and page of models without a run, in ``output``; arm -> what the user typed."""
+    from regrow.evaluate.saved import score_files
+    from regrow.evaluate.stage import build_suites
+    from regrow.evaluate.stage import evaluate as stage
+    from regrow.models.load import resolve_model
+    from regrow.report.build import build_report
+
+    earlier = [file for folder in reuse for file in score_files(folder)]
+    found = {a: resolve_model(m, trust_remote_code=recipe.model.trust_remote_code) for a, m in models.items()}
     wanted = [s for s in recipe.evaluate.suites if s != "own-dialogues" and (s != "heldout" or recipe.data.path)]
     cfg = recipe.evaluate.model_copy(update={"suites": wanted})
     output.mkdir(parents=True, exist_ok=True)
     heldout = read_data(recipe).rows if recipe.data.path and "heldout" in wanted else []
-    items = read_items(build_suites(cfg, found[0], heldout, output / "suites", seed=recipe.seed))
-    arms = dict(zip(arms_of(models), (m.path for m in found), strict=True))
-    stage(arms, items, cfg, output / "eval", seed=recipe.seed)
-    page = build_report(output, output / "report.html")
-    names = "\n".join(f"{arm:<10} {name}" for arm, name in zip(arms, models, strict=True))
-    return f"{load_report(output).text_table()}\n{names}\nreport     {page}"
+    suites = build_suites(cfg, found["base"], heldout, output / "suites", seed=recipe.seed, reuse=earlier)
+    known = score_files(output / "suites", required=False)
+    done = stage({a: m.path for a, m in found.items()}, read_items(suites), cfg, output / "eval", seed=recipe.seed,
+                 reuse=[*known, *earlier])  # fmt: skip
+    build_report(output, output / "report.html")
+    return done.results
 
 
 def report(run_folder: str | Path) -> Report:

@@ -230,12 +230,14 @@ class _Chain:
         corpus: StageResult | None,
     ) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
-            from regrow.evaluate.stage import evaluate
+            from regrow.evaluate.stage import CACHE, evaluate
 
             items = read_items(suites.path / "items.jsonl")
             if corpus is not None:
                 items += read_items(corpus.path / "own_dialogues.jsonl")
-            done = evaluate(models, items, self.recipe.evaluate, folder, seed=self.seed)
+            asked = suites.path / CACHE  # what the base answered when its facts were chosen
+            reuse = [asked] if asked.is_file() else []
+            done = evaluate(models, items, self.recipe.evaluate, folder, seed=self.seed, reuse=reuse)
             return {"verdict": done.results["verdict"]["sentence"]}
 
         upstream = {

@@ -76,19 +76,19 @@ def test_a_domain_without_candidates_left_does_not_keep_the_search_going() -> No
 def test_results_have_the_keys_of_the_schema(run) -> None:
     r = run[2].results
     assert json.loads(run[2].path.read_text()) == r
-    assert set(r) == {"format", "arms", "suites", "gain", "forgetting", "verdict", "flips", "lost", "settings",
-                      "versions", "models"}  # fmt: skip
+    assert set(r) == {"format", "arms", "suites", "gain", "forgetting", "remaining", "verdict", "flips", "lost",
+                      "settings", "versions", "models"}  # fmt: skip
     assert r["arms"] == ["base", "sft", "regrow"]
     for name, suite in r["suites"].items():
-        assert set(suite) == {"kind", "n", "metric", "higher_is_better", "unit", "arms", "secondary", "differences",
-                              "domains", "noise_floor", "mdd", "pool"}, name  # fmt: skip
+        assert set(suite) == {"kind", "selected", "n", "metric", "higher_is_better", "unit", "arms", "secondary", "differences",
+                              "domains", "noise_floor", "planned", "mdd", "pool", "flips", "calibration"}, name  # fmt: skip
         assert set(suite["arms"]) == set(r["arms"])
         assert set(suite["differences"]) == {"sft", "regrow"}
         assert set(suite["noise_floor"]) == {"n", "mean_abs", "max_abs", "flips", "diff"}
         assert sum(d["n"] for d in suite["domains"].values()) == suite["n"]
         for compared in suite["differences"].values():
             assert set(compared) == {"vs_base", "vs_sft", "recovery"}
-            assert set(compared["vs_base"]) == {"diff", "ci", "p", "significant", "better"}
+            assert set(compared["vs_base"]) == {"diff", "ci", "p", "p_holm", "significant", "better"}
     assert [(s["kind"], s["metric"], s["unit"]) for s in r["suites"].values()] == [
         ("retention", "acc", "share"), ("retention", "acc", "share"), ("gain", "acc", "share"),
         ("retention", "kl", "nats"),
@@ -119,7 +119,13 @@ def test_the_forgetful_arm_lost_and_the_copy_of_the_base_won_all_of_it_back(run)
     assert r["suites"]["own-dialogues"]["arms"]["sft"]["value"] > 0.001
     assert r["suites"]["own-dialogues"]["differences"]["sft"]["vs_base"]["better"] is False
     lost = r["flips"]["sft"]["lost"]
-    assert lost == len(r["lost"]["sft"]) == round(24 * r["forgetting"]["sft"]["value"])
+    assert lost == len(r["lost"]["sft"]) == round(24 * r["remaining"]["sft"]["value"])
+    assert {name: s["selected"] for name, s in r["suites"].items()} == {
+        "facts": True, "facts-pool": False, "heldout": False, "own-dialogues": False}  # fmt: skip
+    assert r["forgetting"]["sft"]["suite"] == "facts-pool"
+    assert r["suites"]["facts"]["flips"]["sft"] == {"lost": lost, "kept": 24 - lost, "won": 0, "never": 0}
+    assert set(r["suites"]["facts"]["calibration"]) == {"base", "sft", "regrow"}
+    assert r["suites"]["heldout"]["calibration"] is None, "nothing is chosen there"
     assert r["flips"]["regrow"] == {"lost": 0, "kept": 24, "won": 0}
     assert all(name.startswith("facts:") for name in r["lost"]["sft"])
     assert r["verdict"]["level"] == "no-change"
@@ -154,6 +160,48 @@ def test_generation_is_what_the_model_says_alone(tiny_model_dir: Path, tmp_path:
         assert r["output"] == chat_once(model, tokenizer, item.messages, max_new_tokens=6)
 
 
+def test_what_the_items_can_see_is_said_before_they_are_scored(tiny_model_dir: Path, tmp_path: Path, capsys) -> None:
+    items = [choice(f"n{k}", suite="news", right=k % 4) for k in range(200)] + dialogues(2, suite="code")
+    seen = []
+    for share in (0.15, 0.4):
+        cfg = EvalConfig(bootstrap=200, generate_samples=0, noise_floor=False, suites=[], assumed_discordance=share)
+        r = evaluate({"base": tiny_model_dir}, items, cfg, tmp_path, seed=0).results
+        told = capsys.readouterr().err
+        planned = r["suites"]["news"]["planned"]
+        assert planned["discordance"] == share
+        line = f"news: 200 items can see a difference of {100 * planned['difference']:.1f} points (80% power"
+        assert line in told
+        assert told.index(line) < (told.index("scoring base") if "scoring base" in told else len(told))
+        assert "code:" not in told and r["suites"]["code"]["planned"] is None, "no spread of a loss is known before"
+        seen.append(planned["difference"])
+    assert seen[0] < seen[1]
+
+
+def test_scores_of_an_earlier_evaluation_are_taken_over(
+    tiny_model_dir: Path, forgetful: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regrow.evaluate.score import Scorer
+
+    items = [choice(f"n{k}", suite="news", right=k % 4) for k in range(12)] + dialogues(3, suite="code")
+    cfg = EvalConfig(bootstrap=200, generate_samples=1, max_new_tokens=4, suites=[])
+    models = {"base": tiny_model_dir, "sft": forgetful}
+    evaluate(models, items, cfg, tmp_path / "one", seed=0)
+
+    def no_scoring(*_: object, **__: object) -> None:
+        raise AssertionError("an item was scored a second time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", no_scoring)
+        evaluate(models, items, cfg, tmp_path / "two", seed=0, reuse=[tmp_path / "one" / CACHE])
+    for name in ("records.jsonl", "results.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert not read(tmp_path / "two" / CACHE), "taken over, not copied"
+    more = [*items, choice("new", suite="news")]
+    evaluate(models, more, cfg, tmp_path / "two", seed=0, reuse=[tmp_path / "one" / CACHE])
+    scored = read(tmp_path / "two" / CACHE)
+    assert scored and len({e["item"] for e in scored}) == 1, "only the new item"
+
+
 def test_switches(tiny_model_dir: Path, forgetful: Path, tmp_path: Path) -> None:
     cfg = EvalConfig(suites=["facts"], noise_floor=False, generate_samples=0, bootstrap=200, gain_suites=["news"])
     items = [choice(f"n{k}", suite="news", right=k % 4) for k in range(12)] + dialogues(3, suite="code") + dialogues(2)
@@ -162,6 +210,7 @@ def test_switches(tiny_model_dir: Path, forgetful: Path, tmp_path: Path) -> None
     assert all(s["noise_floor"] is None for s in r["suites"].values())
     assert r["gain"]["mine"]["suite"] == "news"
     assert r["forgetting"]["mine"]["suite"] == "code"
+    assert r["remaining"] == {}
     assert r["forgetting"]["mine"]["retention"] is None
     assert r["suites"]["code"]["differences"]["mine"]["vs_sft"] is None
     assert "kl" in r["suites"]["code"]["secondary"]

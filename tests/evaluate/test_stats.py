@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,9 @@ from scipy import stats as reference
 from regrow.evaluate.stats import (
     bootstrap_means,
     bootstrap_p,
-    mcnemar_exact,
+    detectable_change,
+    holm,
+    mcnemar_midp,
     mean_interval,
     minimum_detectable_difference,
     paired_difference,
@@ -73,18 +77,70 @@ def test_no_items_is_an_error() -> None:
         bootstrap_means(np.empty((0, 2)), 10, 0)
 
 
-@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 20), st.integers(0, 20))
-def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs(won: int, lost: int, both: int, none: int) -> None:
-    before = [0.0] * won + [1.0] * lost + [1.0] * both + [0.0] * none
+def scipy_midp(won: int, lost: int) -> float:
+    """Fagerland, Lydersen and Laake (2013): the exact p-value less the probability of the observed split."""
+    n, k = won + lost, min(won, lost)
+    return min(1.0, 2 * reference.binom.cdf(k, n, 0.5) - reference.binom.pmf(k, n, 0.5)) if n else 1.0
+
+
+def pairs(won: int, lost: int, both: int = 0, none: int = 0) -> tuple[list[float], list[float]]:
+    """``after`` and ``before`` with so many items of each kind."""
     after = [1.0] * won + [0.0] * lost + [1.0] * both + [0.0] * none
-    expected = reference.binomtest(won, won + lost).pvalue if won + lost else 1.0
-    assert mcnemar_exact(after, before) == pytest.approx(expected, rel=1e-9)
+    return after, [0.0] * won + [1.0] * lost + [1.0] * both + [0.0] * none
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 20), st.integers(0, 20))
+def test_mcnemar_is_the_mid_p_binomial_test_of_the_discordant_pairs(won: int, lost: int, both: int, none: int) -> None:
+    found = mcnemar_midp(*pairs(won, lost, both, none))
+    assert found == pytest.approx(scipy_midp(won, lost), rel=1e-9)
+    assert found <= (reference.binomtest(won, won + lost).pvalue if won + lost else 1.0) + 1e-12, "never above exact"
 
 
 def test_mcnemar_of_thousands_of_pairs_does_not_overflow() -> None:
-    before, after = np.zeros(5000), np.zeros(5000)
-    after[:1600], before[1600:3100] = 1, 1
-    assert mcnemar_exact(after, before) == pytest.approx(reference.binomtest(1600, 3100).pvalue, rel=1e-6)
+    assert mcnemar_midp(*pairs(1600, 1500)) == pytest.approx(scipy_midp(1600, 1500), rel=1e-6)
+    assert 0 <= mcnemar_midp(*pairs(0, 3000)) < 1e-300
+
+
+def test_mcnemar_rejects_a_true_null_hypothesis_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    won = rng.binomial(40, 0.5, 4000)
+    rejected = np.mean([mcnemar_midp(*pairs(int(w), 40 - int(w))) <= 0.05 for w in won])
+    assert 0.03 < rejected < 0.055, "the exact test would reject in 2.6 % or less of such pairs"
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
+    """Independent of the step-down form: p_i is the largest Bonferroni p-value of any set of hypotheses with i in it."""
+    sets = [s for size in range(1, len(p_values) + 1) for s in combinations(range(len(p_values)), size)]
+    for i, adjusted in enumerate(holm(p_values)):
+        expected = max(len(s) * min(p_values[k] for k in s) for s in sets if i in s)
+        assert adjusted == pytest.approx(min(1.0, expected))
+        assert adjusted >= p_values[i]
+
+
+def test_holm_on_a_worked_case() -> None:
+    """Holm (1979), section 3, by hand: 4 x .005, 3 x .011, 2 x .02, then monotone."""
+    assert holm([0.02, 0.005, 0.04, 0.011]) == pytest.approx([0.04, 0.02, 0.04, 0.033])
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize(("n", "discordance"), [(600, 0.15), (240, 0.1), (2000, 0.3)])
+def test_the_difference_stated_before_scoring_is_found_with_the_power_it_names(n: int, discordance: float) -> None:
+    size = detectable_change(n, discordance)
+    assert size is not None
+    rng = np.random.default_rng(0)
+    lost = rng.multinomial(n, [(discordance + size) / 2, (discordance - size) / 2, 1 - discordance], 2000)
+    power = np.mean([scipy_midp(int(won), int(gone)) <= 0.05 for gone, won, _ in lost])
+    assert 0.76 < power < 0.84
+
+
+def test_more_items_or_fewer_changes_see_smaller_differences() -> None:
+    assert detectable_change(600, 0.15) == pytest.approx(0.0443, abs=5e-4), "2.80 sqrt(.15/600), less the d^2 term"
+    sizes = [detectable_change(n, 0.15) for n in (100, 400, 1600)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert detectable_change(600, 0.05) < detectable_change(600, 0.3)
+    assert detectable_change(600, 0.001) == pytest.approx(2.8016**2 / 600, rel=0.02), "all in one direction"
+    assert detectable_change(2, 0.15) is None
 
 
 def test_bootstrap_p_is_near_the_t_test_and_1_without_a_difference() -> None:

@@ -38,8 +38,13 @@ def result(
     return r
 
 
-def facts(sft: float, regrow: float) -> list[Record]:
-    return records("facts", "acc", {"base": np.ones(N), "sft": right(sft), "regrow": right(regrow)})
+def facts(sft: float, regrow: float, suite: str = "facts") -> list[Record]:
+    return records(suite, "acc", {"base": np.ones(N), "sft": right(sft), "regrow": right(regrow)})
+
+
+def pool(sft: float, regrow: float) -> list[Record]:
+    """The unselected suite, with a base that is right on all of it: what is lost there is lost."""
+    return facts(sft, regrow, "facts-pool")
 
 
 def heldout(sft: float, regrow: float) -> list[Record]:
@@ -48,9 +53,15 @@ def heldout(sft: float, regrow: float) -> list[Record]:
     return records("heldout", "nll", {"base": np.full(N, 2.0) + noise, "sft": sft + noise, "regrow": regrow - noise})
 
 
+def own(sft: float, regrow: float) -> list[Record]:
+    """Divergence from the base on its own dialogues."""
+    wobble = np.random.default_rng(5).uniform(0.8, 1.2, N)
+    return records("own-dialogues", "kl", {"base": np.zeros(N), "sft": sft * wobble, "regrow": regrow * wobble})
+
+
 def test_a_smaller_loss_than_plain_sft_is_partly_kept() -> None:
-    r = result(facts(0.7, 0.94) + heldout(1.0, 1.1))
-    compared = r["suites"]["facts"]["differences"]["regrow"]
+    r = result(pool(0.7, 0.94) + heldout(1.0, 1.1))
+    compared = r["suites"]["facts-pool"]["differences"]["regrow"]
     assert compared["vs_base"]["diff"] == pytest.approx(-0.06)
     assert compared["vs_sft"]["diff"] == pytest.approx(0.24)
     assert compared["recovery"]["value"] == pytest.approx(0.8)
@@ -63,34 +74,72 @@ def test_a_smaller_loss_than_plain_sft_is_partly_kept() -> None:
     assert r["gain"]["sft"]["significant"]
     assert r["verdict"]["level"] == "partly"
     said = r["verdict"]["sentence"]
-    assert "The model with replay lost" in said
-    assert "points of accuracy on facts (300 items)" in said
-    assert f"plain SFT lost {100 * low:.1f} to {100 * high:.1f} points" in said
-    assert "Replay won back" in said
-    assert "On heldout, it improved by" in said
+    assert said.startswith("The model with replay learned your data; it lost ")
+    assert "points of accuracy on facts-pool, " in said and "less than plain SFT" in said
+    assert r["verdict"]["notes"][0].startswith("Gain on heldout (300 items): +0.")
+    assert f"plain SFT −{100 * high:.1f} points to −{100 * low:.1f} points" in r["verdict"]["notes"][1]
 
 
 def test_a_loss_no_smaller_than_plain_sfts_is_lost() -> None:
-    same = records("facts", "acc", {"base": np.ones(N), "sft": right(0.7), "regrow": right(0.71, seed=1)})
+    same = records("facts-pool", "acc", {"base": np.ones(N), "sft": right(0.7), "regrow": right(0.71, seed=1)})
     r = result(same)
     assert r["verdict"]["level"] == "lost"
     assert "not measurably less than plain SFT" in r["verdict"]["sentence"]
-    worse = result(facts(0.9, 0.5))
+    worse = result(pool(0.9, 0.5))
     assert worse["verdict"]["level"] == "lost"
-    assert "more than plain SFT lost" in worse["verdict"]["sentence"]
-    alone = result(records("facts", "acc", {"base": np.ones(N), "regrow": right(0.8)}), ("base", "regrow"))
+    assert "more than plain SFT" in worse["verdict"]["sentence"]
+    alone = result(records("facts-pool", "acc", {"base": np.ones(N), "regrow": right(0.8)}), ("base", "regrow"))
     assert alone["verdict"]["level"] == "lost"
-    assert alone["suites"]["facts"]["differences"]["regrow"]["recovery"] is None
+    assert alone["suites"]["facts-pool"]["differences"]["regrow"]["recovery"] is None
 
 
-def test_no_loss_is_said_as_a_bound_not_as_equality() -> None:
+def test_the_selected_suite_alone_never_makes_the_verdict() -> None:
+    """The facts the base got right can only be lost; without selection as many were won as lost: nothing changed."""
+    base = right(0.6)
+    after = base.copy()
+    after[np.flatnonzero(base)[:20]], after[np.flatnonzero(base == 0)[:20]] = 0, 1
+    unselected = records("facts-pool", "acc", {"base": base, "sft": after, "regrow": after})
+    r = result(facts(0.8, 0.9) + unselected + own(0.6, 0.02) + heldout(1.0, 1.1))
+    assert r["suites"]["facts"]["differences"]["regrow"]["vs_base"]["better"] is False
+    assert r["verdict"]["level"] == "kept"
+    assert r["verdict"]["sentence"] == (
+        "The model with replay learned your data; no significant change on facts-pool; it moved no more than 0.020 "
+        "nats away on own-dialogues, 97 % to 97 % less than plain SFT."
+    )
+    assert r["forgetting"]["regrow"]["suite"] == "facts-pool"
+    told = next(n for n in r["verdict"]["notes"] if n.startswith("Of 300 facts it knew, "))
+    assert "chosen because the base gets them right, so any change reads as a loss" in told
+    low, high = r["remaining"]["regrow"]["retention_ci"]
+    assert low < 0.9 < high and f"{100 * low:.1f} to {100 * high:.1f} % remain" in told and "plain SFT" in told
+    assert r["suites"]["facts"]["selected"] and not r["suites"]["facts-pool"]["selected"]
+
+
+def test_where_only_the_selected_suite_was_measured_it_decides_and_is_marked() -> None:
+    r = result(facts(0.7, 0.7))
+    assert r["verdict"]["level"] == "lost" and r["forgetting"]["sft"]["suite"] == "facts"
+    assert any("any change reads as a loss" in n for n in r["verdict"]["notes"])
+
+
+def test_moving_far_from_its_own_dialogues_is_harm_although_knowledge_is_kept() -> None:
+    same = records("facts-pool", "acc", dict.fromkeys(("base", "sft", "regrow"), right(0.6)))
+    r = result(same + own(0.7, 0.2))
+    assert r["verdict"]["level"] == "partly"
+    assert "no significant change on facts-pool; it moved 0.19" in r["verdict"]["sentence"]
+    assert result(same + own(0.2, 0.7))["verdict"]["level"] == "lost"
+    assert result(same + own(0.2, 0.09))["verdict"]["level"] == "kept"
+
+
+def test_no_change_is_said_in_words_with_its_bounds_and_what_could_be_seen() -> None:
     base, regrow = right(0.8), right(0.8)
     regrow[:10] = 1 - regrow[:10]
-    r = result(records("facts", "acc", {"base": base, "sft": right(0.4, 2), "regrow": regrow}) + heldout(1.0, 1.0))
+    found = records("facts-pool", "acc", {"base": base, "sft": right(0.4, 2), "regrow": regrow})
+    r = result(found + heldout(1.0, 1.0))
     assert r["verdict"]["level"] == "kept"
-    assert "no loss could be shown" in r["verdict"]["sentence"]
-    low, high = r["suites"]["facts"]["differences"]["regrow"]["vs_base"]["ci"]
-    assert f"between {'−' if low < 0 else '+'}{abs(100 * low):.1f} points and " in r["verdict"]["sentence"]
+    assert "no significant change on facts-pool" in r["verdict"]["sentence"]
+    low, high = r["suites"]["facts-pool"]["differences"]["regrow"]["vs_base"]["ci"]
+    told = r["verdict"]["notes"][1]
+    assert told.startswith("facts-pool (300 items): no significant change, ")
+    assert f"{'−' if low < 0 else '+'}{abs(100 * low):.1f} points to " in told
     assert any("80 % power" in n for n in r["verdict"]["notes"])
     assert high >= 0
 
@@ -100,10 +149,12 @@ def test_nothing_learned_and_nothing_lost_is_no_change() -> None:
     regrow = base.copy()
     regrow[:6] = 1 - regrow[:6]
     wobble = flat + np.random.default_rng(0).normal(0, 0.5, N)
-    found = records("facts", "acc", {"base": base, "regrow": regrow})
+    found = records("facts-pool", "acc", {"base": base, "regrow": regrow})
     r = result(found + records("heldout", "nll", {"base": flat, "regrow": wobble}), ("base", "regrow"))
     assert r["verdict"]["level"] == "no-change"
-    assert r["verdict"]["sentence"].startswith("No change that can be told from chance")
+    assert r["verdict"]["sentence"] == (
+        "The model with replay shows no significant change on your data; no significant change on facts-pool."
+    )
     same = result(records("facts", "acc", {"base": base, "regrow": base}), ("base", "regrow"))
     assert same["verdict"]["sentence"].startswith("No change: ")
     only = result(records("facts", "acc", {"base": base}), ("base",))
@@ -132,6 +183,29 @@ def test_a_difference_within_the_noise_floor_is_not_significant() -> None:
     assert r["suites"]["facts"]["differences"]["regrow"]["vs_base"]["better"] is None
 
 
+def test_significance_is_corrected_for_the_number_of_suites() -> None:
+    """Nine lost and one won: p = .012 (mid-p), enough alone and not as the best of ten suites."""
+    base = np.ones(N)
+    base[9] = 0
+    after = base.copy()
+    after[:10] = 1 - after[:10]
+    one = records("news", "acc", {"base": base, "regrow": after})
+    quiet = [r for k in range(9) for r in records(f"s{k}", "acc", dict.fromkeys(("base", "regrow"), base))]
+    alone, many = (result(f, ("base", "regrow"))["suites"]["news"]["differences"]["regrow"]["vs_base"]
+                   for f in (one, one + quiet))  # fmt: skip
+    assert alone["p"] == many["p"] == pytest.approx(0.0117, abs=1e-4)
+    assert alone["p_holm"] == alone["p"] and alone["significant"] and alone["better"] is False
+    assert many["p_holm"] == pytest.approx(10 * many["p"])
+    assert not many["significant"] and many["better"] is None
+    assert many["ci"] == alone["ci"] and many["ci"][1] < 0, "the interval is of one suite"
+
+
+def test_few_resamples_are_raised_so_that_holm_can_reject() -> None:
+    found = [r for k in range(12) for r in records(f"s{k}", "nll", {"base": right(0.5), "regrow": right(0.5) + 1})]
+    r = result(found, ("base", "regrow"), EvalConfig(bootstrap=100))
+    assert all(s["differences"]["regrow"]["vs_base"]["significant"] for s in r["suites"].values())
+
+
 def test_direction_of_losses() -> None:
     r = result(records("code", "nll", {"base": right(0.5) + 1, "sft": right(0.5) + 1.5, "regrow": right(0.5) + 0.9}))
     suite = r["suites"]["code"]
@@ -141,7 +215,7 @@ def test_direction_of_losses() -> None:
     assert r["forgetting"]["sft"]["value"] == pytest.approx(0.5)
     assert r["forgetting"]["regrow"]["backward_transfer"] == pytest.approx(0.1)
     assert r["forgetting"]["sft"]["retention"] is None
-    assert "improved" in r["verdict"]["sentence"]
+    assert "it became better on code" in r["verdict"]["sentence"]
 
 
 def test_confidence_and_gain_suites_are_read() -> None:
@@ -152,25 +226,37 @@ def test_confidence_and_gain_suites_are_read() -> None:
     assert r["suites"]["facts"]["kind"] == "gain"
     assert r["forgetting"] == {}
     assert r["gain"]["sft"]["value"] == pytest.approx(-0.3)
-    assert "no retention suite" in r["verdict"]["sentence"]
+    assert r["remaining"] == {} and "what it kept was not measured" in r["verdict"]["sentence"]
 
 
 def test_headline_and_flips() -> None:
-    assert headline(["code", "own-dialogues", "facts"]) == "facts"
-    assert headline(["code", "own-dialogues"]) == "own-dialogues"
-    assert headline(["code", "news"]) == "code"
+    assert headline(["code", "own-dialogues", "facts", "facts-pool"]) == "facts-pool"
+    assert headline(["own-dialogues", "code", "news", "facts"]) == "code"
+    assert headline(["facts", "own-dialogues"]) == "own-dialogues"
+    assert headline(["facts"]) == "facts"
     assert headline([]) is None
     found = facts(0.7, 0.9)
     pool = [Record(r.item_id, "facts-pool", r.domain, r.arm, r.metrics) for r in found]
     r = result(found + pool)
     assert r["flips"]["sft"] == {"lost": 90, "kept": 210, "won": 0}
     assert r["lost"]["sft"] == [f"facts:{k}" for k in range(N) if right(0.7)[k] == 0]
+    assert r["suites"]["facts-pool"]["flips"]["sft"] == {"lost": 90, "kept": 210, "won": 0, "never": 0}
 
 
 def test_other_suites_that_became_worse_are_named() -> None:
-    r = result(facts(0.7, 1.0) + records("code", "nll", {a: right(0.5) + v for a, v in
-                                                         (("base", 1.0), ("sft", 1.5), ("regrow", 1.2))}))  # fmt: skip
-    assert any("Also worse on code" in n for n in r["verdict"]["notes"])
+    r = result(pool(0.7, 1.0) + records("code", "nll", {a: right(0.5) + v for a, v in
+                                                        (("base", 1.0), ("sft", 1.5), ("regrow", 1.2))}))  # fmt: skip
+    assert "it lost 0.200 to 0.200 nats of token loss on code, 60 % to 60 % less" in r["verdict"]["sentence"]
+    assert "no significant change on facts-pool" in r["verdict"]["sentence"]
+
+
+def test_calibration_is_of_the_items_where_the_models_choose() -> None:
+    found = facts(0.5, 1.0)
+    for r in found:
+        r.metrics["confidence"] = 0.75
+    told = result(found)["suites"]["facts"]["calibration"]
+    assert told == pytest.approx({"base": 0.25, "sft": 0.25, "regrow": 0.25})
+    assert result(facts(0.5, 1.0))["suites"]["facts"]["calibration"] is None
 
 
 def test_a_missing_or_doubled_record_is_an_error() -> None:
@@ -179,31 +265,3 @@ def test_a_missing_or_doubled_record_is_an_error() -> None:
         tables(found[:-1], ("base", "sft", "regrow"))
     with pytest.raises(ValueError, match="two records"):
         tables([*found, found[0]], ("base", "sft", "regrow"))
-
-
-def test_the_verdict_names_what_replay_undid_on_other_suites():
-    from regrow.evaluate.verdict import verdict
-
-    def compared(better, recovery):
-        half = {"diff": 0.0, "ci": [0.1, 0.2], "p": 0.01, "significant": True}
-        return {"vs_base": {**half, "better": False}, "vs_sft": {**half, "better": better}, "recovery": recovery}
-
-    def suite(better, recovery):
-        both = {"sft": compared(None, None), "regrow": compared(better, recovery)}
-        return {"kind": "retention", "n": 24, "metric": "kl", "unit": "nats", "higher_is_better": False,
-                "differences": both, "noise_floor": None, "mdd": None}  # fmt: skip
-
-    undone = {"value": 0.7, "ci": [0.6, 0.8], "defined": True, "reason": None}
-    loss = {"suite": "facts", "metric": "kl", "value": 0.15, "ci": [0.1, 0.2], "significant": True}
-    results = {
-        "arms": ["base", "sft", "regrow"],
-        "suites": {"facts": suite(None, undone), "own-dialogues": suite(True, undone), "other": suite(None, undone)},
-        "gain": {},
-        "forgetting": {"sft": loss, "regrow": loss},
-    }
-    sentence = verdict(results, 0.95)["sentence"]
-    assert "On own-dialogues (24 items) replay undid 60 % to 80 % of the harm of plain SFT" in sentence
-    assert "On other" not in sentence
-    assert verdict(results, 0.95)["level"] == "partly"
-    results["suites"]["other"]["differences"]["regrow"]["vs_sft"]["better"] = False
-    assert verdict(results, 0.95)["level"] == "lost"

@@ -211,7 +211,7 @@ def _results(
     def suite(
         kind: str, metric: str, unit: str, higher: bool, values: dict[str, float], width: float, count: int
     ) -> dict[str, Any]:
-        return {"kind": kind, "n": count, "metric": metric, "higher_is_better": higher, "unit": unit, "secondary": {},
+        return {"kind": kind, "selected": metric == "acc", "n": count, "metric": metric, "higher_is_better": higher, "unit": unit, "secondary": {},
                 "arms": {a: {"value": values[a], "ci": [values[a] - width, values[a] + width]} for a in arms},
                 "differences": differences(values, width, higher), "domains": {}, "mdd": width * 1.4, "pool": None,
                 "noise_floor": {"n": count, "mean_abs": 0.0, "max_abs": 1e-6, "flips": 0, "diff": 2e-7}}  # fmt: skip
@@ -239,7 +239,7 @@ def _results(
     return {
         "format": 1, "arms": arms,
         "suites": {"heldout": suite("gain", "nll", "nats", False, held, 0.07, 134), "facts": facts, "own-dialogues": own},
-        "gain": gain, "forgetting": forgetting, "flips": flips, "lost": lost,
+        "gain": gain, "forgetting": forgetting, "remaining": forgetting, "flips": flips, "lost": lost,
         "verdict": {"sentence": sentence + "." + bad, "level": "partly", "arm": "regrow", "notes": [bad] if bad else []},
         "settings": {"confidence": 0.95}, "versions": {"regrow": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
         "models": {"base": {"path": "smollm2", "revision": "7e27bd9f95328f0f"}},

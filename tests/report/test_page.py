@@ -273,7 +273,7 @@ def test_table_for_the_terminal(run: Path) -> None:
     sft, regrow = (next(line for line in lines if line.startswith(name)) for name in ("Plain SFT", "Regrow"))
     assert f"−{results['forgetting']['sft']['value'] * 100:.1f} points [" in sft
     assert f"+{results['gain']['regrow']['value']:.2f} nats/token [" in regrow
-    assert "\x1b" not in table and max(map(len, lines)) <= 140
+    assert "\x1b" not in table and max(map(len, lines)) <= 150
 
 
 def test_view_for_a_notebook(run: Path) -> None:

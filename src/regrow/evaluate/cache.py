@@ -38,26 +38,33 @@ class ScoreCache:
     A batch is appended with one write and flushed to disk, so a killed process loses at most the batch it was at; a
     torn last line is cut off when the file is opened again.
 
+    Args:
+        path: The file.
+        reuse: Files of other evaluations to look values up in. They are only read; a torn last line is passed over.
+
     Raises:
-        RunError: The file is damaged elsewhere than at its end.
+        RunError: A file is damaged elsewhere than at its end.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reuse: Sequence[Path] = ()) -> None:
         self.path = path
         self._values: dict[tuple[str, str], dict[str, Any]] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            self._read()
+            raw = path.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if whole < len(raw):
+                with path.open("rb+") as f:
+                    f.truncate(whole)
+                    os.fsync(f.fileno())
+            self._read(raw[:whole], path)
+        for other in reuse:
+            raw = other.read_bytes()
+            self._read(raw[: raw.rfind(b"\n") + 1], other)
         self._file = path.open("ab")
 
-    def _read(self) -> None:
-        raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            with self.path.open("rb+") as f:
-                f.truncate(whole)
-                os.fsync(f.fileno())
-        for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+    def _read(self, raw: bytes, path: Path) -> None:
+        for number, line in enumerate(raw.split(b"\n")[:-1], 1):
             try:
                 entry = json.loads(line)
                 key = (entry["pass"], entry["item"])
@@ -65,7 +72,7 @@ class ScoreCache:
             except (ValueError, KeyError, TypeError) as error:
                 raise RunError(
                     f"the cache of scores is damaged: {error}",
-                    where=f"{self.path}:{number}",
+                    where=f"{path}:{number}",
                     hint="Delete the file; the items are then scored again.",
                 ) from error
             self._values.setdefault(key, value)

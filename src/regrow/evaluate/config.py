@@ -23,13 +23,13 @@ class EvalConfig(Section):
     """Suites in which an improvement is what training was for. The first of them that has items is the gain; all other
     suites measure what was kept."""
 
-    n_facts: int = Field(640, ge=24)
-    """Items of suite ``facts`` to keep out of those the base gets right, balanced over domains. 640 items detect a
-    loss of about three points."""
+    n_facts: int = Field(400, ge=24)
+    """Items of suite ``facts`` to keep out of those the base gets right, balanced over domains: what share of the facts
+    it knew remains. Any change reads as a loss there."""
 
-    pool_sample: int = Field(240, ge=0)
-    """Items drawn from the whole candidate pool, right or wrong, as suite ``facts-pool``: the loss without the
-    selection effect. 0 switches it off."""
+    pool_sample: int = Field(600, ge=0)
+    """Items drawn from the whole candidate pool, right or wrong, as suite ``facts-pool``: the change in knowledge
+    without the selection effect, which the verdict is about. 0 switches it off."""
 
     max_heldout: int = Field(200, ge=1)
     """Held-out rows to score; more are sampled down with the run's seed."""
@@ -64,6 +64,10 @@ class EvalConfig(Section):
 
     confidence: float = Field(0.95, gt=0.5, lt=1.0)
     """Level of the intervals and of the word "significant"."""
+
+    assumed_discordance: float = Field(0.15, gt=0, le=1)
+    """Share of the 0/1 items whose result a training is assumed to change in either direction. Before anything is
+    scored it gives the smallest difference that so many items can find."""
 
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Number format for scoring. Rounding in bfloat16 flips near ties, so differences drown in noise sooner."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,4 +136,6 @@ def _value(arm: Loaded, item: Item, rows: list[RowScore]) -> dict[str, Any]:
         acc = float(best.greedy)
         output = arm.tokenizer.decode(best.greedy_ids.tolist(), skip_special_tokens=True).strip()
     metrics = {"acc": acc, "nll": right.nll, "tokens": float(len(right.logprobs)), "margin": margin}
+    if item.kind == "choice":
+        metrics["confidence"] = 1 / sum(math.exp(f - max(fits)) for f in fits)
     return {"metrics": metrics, "output": output}

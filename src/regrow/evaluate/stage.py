@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ from regrow.evaluate.suites.known import accuracy, interleave, known, one_item_a
 from regrow.evaluate.suites.local import read_local
 from regrow.evaluate.suites.own import SUITE as OWN
 from regrow.evaluate.suites.own import sample
-from regrow.evaluate.summary import BASE, FACTS_POOL, summarise
+from regrow.evaluate.stats import POWER
+from regrow.evaluate.summary import BASE, FACTS_POOL, planned, summarise
 from regrow.evaluate.verdict import verdict
 from regrow.progress import note
 from regrow.rows.row import Row
@@ -58,6 +60,7 @@ def build_suites(
     *,
     seed: int,
     pool: PoolBuilder = facts.build_pool,
+    reuse: Sequence[Path] = (),
 ) -> Path:
     """Collect the items of all suites but ``own-dialogues`` (out of the grown corpus) in ``out/items.jsonl``.
 
@@ -71,6 +74,7 @@ def build_suites(
         out: A folder.
         seed: Chooses items.
         pool: Makes the candidates of suite ``facts`` from a seed.
+        reuse: See `evaluate`.
 
     Raises:
         DataError: A suite cannot be read, is named like another, or the base knows no fact.
@@ -87,17 +91,19 @@ def build_suites(
     if "heldout" in cfg.suites:
         items = heldout_items(heldout_rows, cfg, seed) + items
     if "facts" in cfg.suites:
-        items = _facts(cfg, model, out, seed, pool) + items
+        items = _facts(cfg, model, out, seed, pool, reuse) + items
     _check_ids(items)
     return write_json_lines((asdict(i) for i in items), out / "items.jsonl")
 
 
-def _facts(cfg: EvalConfig, model: ResolvedModel, out: Path, seed: int, pool: PoolBuilder) -> list[Item]:
+def _facts(
+    cfg: EvalConfig, model: ResolvedModel, out: Path, seed: int, pool: PoolBuilder, reuse: Sequence[Path]
+) -> list[Item]:
     deck = interleave(one_item_a_fact(pool(seed), seed), seed)
     arm = load_arm(BASE, model.path, cfg)
     asked: list[Item] = []
     records: list[Record] = []
-    with ScoreCache(out / CACHE) as cache:
+    with ScoreCache(out / CACHE, reuse) as cache:
         while len(asked) < len(deck) and not _enough(known(asked, records), deck[len(asked) :], cfg.n_facts):
             more = deck[len(asked) : len(asked) + cfg.n_facts]
             records += measure(arm, more, cfg, cache, label="asking the base what it knows")
@@ -136,11 +142,20 @@ def _check_ids(items: Sequence[Item]) -> None:
         seen.add((item.suite, item.id))
 
 
-def evaluate(models: dict[str, Path], items: Sequence[Item], cfg: EvalConfig, out: Path, *, seed: int) -> EvalSummary:
+def evaluate(
+    models: dict[str, Path],
+    items: Sequence[Item],
+    cfg: EvalConfig,
+    out: Path,
+    *,
+    seed: int,
+    reuse: Sequence[Path] = (),
+) -> EvalSummary:
     """Score all arms on the same items and write ``out/records.jsonl`` and ``out/results.json``.
 
     Scores are kept in ``out/scores.jsonl`` as they are made: a call that was interrupted goes on where it was, and
-    nothing is scored twice. The base is loaded first and stays only while dialogues need it for KL.
+    nothing is scored twice. Before anything is scored, the user is told how small a difference so many items can find.
+    The base is loaded first and stays only while dialogues need it for KL.
 
     Args:
         models: Arm -> model or adapter folder; the first is ``base``.
@@ -149,6 +164,7 @@ def evaluate(models: dict[str, Path], items: Sequence[Item], cfg: EvalConfig, ou
         cfg: What is measured and how; its lm-eval tasks are run too.
         out: A folder.
         seed: Samples and resampling.
+        reuse: Score files of earlier evaluations; what they hold of these models and items is not scored again.
 
     Raises:
         DataError: There is nothing to evaluate, or an item cannot be put before a model.
@@ -164,6 +180,7 @@ def evaluate(models: dict[str, Path], items: Sequence[Item], cfg: EvalConfig, ou
     if not wanted and not tasks:
         raise DataError("there is nothing to evaluate", where="evaluate.suites", hint="Name a suite that has items.")
     paths = {arm: resolve_model(str(path)).path for arm, path in models.items()}
+    announce(wanted, cfg)
     talks = any(i.kind == "dialogue" for i in wanted)
     to_write = generated_items(wanted, cfg, seed) if cfg.generate_samples else []
     records: dict[str, list[Record]] = {}
@@ -171,7 +188,7 @@ def evaluate(models: dict[str, Path], items: Sequence[Item], cfg: EvalConfig, ou
     higher: dict[str, dict[str, bool]] = {}
     facts_of: dict[str, dict[str, str]] = {}
     base: Loaded | None = None
-    with ScoreCache(out / CACHE) as cache:
+    with ScoreCache(out / CACHE, reuse) as cache:
         for arm, path in paths.items():
             loaded = load_arm(arm, path, cfg)
             reference = loaded if base is None and arm == BASE else _comparable(base, loaded)
@@ -198,6 +215,18 @@ def evaluate(models: dict[str, Path], items: Sequence[Item], cfg: EvalConfig, ou
     write_json_lines((asdict(r) for r in flat), out / "records.jsonl")
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     return EvalSummary(results, atomic_write_text(out / "results.json", text + "\n"))
+
+
+def announce(items: Sequence[Item], cfg: EvalConfig) -> None:
+    """Say what each suite of 0/1 items can see, before it is scored."""
+    counts = Counter(i.suite for i in items if i.kind != "dialogue")
+    for suite, n in counts.items():
+        size = planned(n, cfg)["difference"]
+        seen = f"can see a difference of {100 * size:.1f} points" if size else "are too few to see any difference"
+        note(
+            f"{suite}: {n} items {seen} ({POWER:.0%} power, {cfg.confidence:.0%} confidence, "
+            f"if {cfg.assumed_discordance:.0%} of the results change)"
+        )
 
 
 def _wanted(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[Item]:

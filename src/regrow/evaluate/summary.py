@@ -5,11 +5,13 @@ The schema is ``docs/reference/results.md``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from regrow.evaluate.calibration import expected_calibration_error
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Record
 from regrow.evaluate.stats import (
@@ -17,7 +19,9 @@ from regrow.evaluate.stats import (
     Interval,
     bootstrap_means,
     bootstrap_p,
-    mcnemar_exact,
+    detectable_change,
+    holm,
+    mcnemar_midp,
     minimum_detectable_difference,
     percentile_interval,
     recovery_interval,
@@ -28,6 +32,8 @@ from regrow.evaluate.tables import SuiteTable, tables
 
 BASE, PLAIN, REPLAY = "base", "sft", "regrow"
 FACTS_POOL = "facts-pool"
+SELECTED = (FACTS,)
+"""Suites whose items were chosen because the base gets them right: a change in them can only be a loss."""
 
 
 def summarise(
@@ -53,41 +59,68 @@ def summarise(
     """
     found = tables(records, arms, higher)
     floors = {t.name: t for t in tables(noise, [BASE])}
+    resamples = _resamples(cfg, len(found))
+    draws = {t.name: bootstrap_means(t.metrics[t.primary], resamples, seed) for t in found}
     suites = {}
     for t in found:
         kind = "gain" if t.name in cfg.gain_suites else "retention"
-        suites[t.name] = _suite(t, kind, floors.get(t.name), cfg, seed)
+        suites[t.name] = _suite(t, kind, floors.get(t.name), draws[t.name], cfg, seed)
         suites[t.name]["pool"] = pool if t.name == FACTS else None
+    _decide(suites, arms[1:], 1 - cfg.confidence)
+    for t in found:
+        _add_recovery(t, suites[t.name], draws[t.name], cfg)
     gain = next((t.name for t in found if suites[t.name]["kind"] == "gain"), None)
-    head = headline([t.name for t in found if suites[t.name]["kind"] == "retention"])
-    kept = [t for t in found if suites[t.name]["kind"] == "retention" and t.name != FACTS_POOL and t.binary(t.primary)]
+    retention = [t for t in found if suites[t.name]["kind"] == "retention"]
+    head = headline([t.name for t in retention])
+    kept = [t for t in retention if t.name != FACTS_POOL and t.binary(t.primary)]
     return {
         "format": 1,
         "arms": list(arms),
         "suites": suites,
         "gain": _gain(gain, suites[gain]) if gain else {},
-        "forgetting": _forgetting(head, suites[head], next(t for t in found if t.name == head), cfg, seed)
-        if head
+        "forgetting": _forgetting(head, suites[head], draws[head], cfg) if head else {},
+        "remaining": _forgetting(FACTS, suites[FACTS], draws[FACTS], cfg)
+        if any(t.name == FACTS for t in retention)
         else {},
         **_flips(kept, arms[1:]),
     }
 
 
 def headline(suites: Sequence[str]) -> str | None:
-    """The retention suite that verdicts are about: facts, else the base's own dialogues, else the first."""
-    return next((s for s in (FACTS, OWN) if s in suites), suites[0] if suites else None)
+    """The retention suite that verdicts are about: one without selection and in which a change can go either way
+    (``facts-pool``, else the first of lm-eval or your own), else the base's own dialogues, else ``facts``."""
+    free = [s for s in suites if s not in (FACTS, FACTS_POOL, OWN)]
+    return next((s for s in (FACTS_POOL, *free, OWN, FACTS) if s in suites), None)
+
+
+def _resamples(cfg: EvalConfig, suites: int) -> int:
+    """As many as asked, and enough that a difference can stay significant after Holm: the smallest bootstrap p-value
+    is 2 / (resamples + 1)."""
+    return max(cfg.bootstrap, math.ceil(4 * suites / (1 - cfg.confidence)))
+
+
+def _decide(suites: dict[str, Any], arms: Sequence[str], level: float) -> None:
+    """Correct the p-values of each arm for the number of suites and say what is significant."""
+    for arm in arms:
+        for against in ("vs_base", "vs_sft"):
+            compared = [(s, d) for s in suites.values() if (d := s["differences"][arm][against])]
+            for (suite, diff), p in zip(compared, holm([d["p"] for _, d in compared]), strict=True):
+                low, high = diff["ci"]
+                floor = abs(suite["noise_floor"]["diff"]) if suite["noise_floor"] else 0.0
+                real = (low > 0 or high < 0) and p <= level and abs(diff["diff"]) > floor
+                better = (diff["diff"] > 0) == suite["higher_is_better"]
+                diff.update(p_holm=p, significant=real, better=better if real else None)
 
 
 def _pair(interval: Interval) -> list[float]:
     return [interval.low, interval.high]
 
 
-def _suite(t: SuiteTable, kind: str, floor: SuiteTable | None, cfg: EvalConfig, seed: int) -> dict[str, Any]:
+def _suite(
+    t: SuiteTable, kind: str, floor: SuiteTable | None, draws: Floats, cfg: EvalConfig, seed: int
+) -> dict[str, Any]:
     metric = t.primary
     values = t.metrics[metric]
-    draws = bootstrap_means(values, cfg.bootstrap, seed)
-    noise = _noise(t, floor)
-    limit = abs(noise["diff"]) if noise else 0.0
     secondary = {}
     for other, table in t.metrics.items():
         if other in (metric, "tokens"):
@@ -101,13 +134,14 @@ def _suite(t: SuiteTable, kind: str, floor: SuiteTable | None, cfg: EvalConfig, 
     of = np.array([names.index(d) for d in t.domains])
     return {
         "kind": kind,
+        "selected": t.name in SELECTED,
         "n": len(t.ids),
         "metric": metric,
         "higher_is_better": t.higher_is_better(metric),
         "unit": t.unit(metric),
         "arms": _arm_values(t.arms, values, draws, cfg),
         "secondary": secondary,
-        "differences": {arm: _differences(t, arm, draws, limit, cfg) for arm in t.arms[1:]},
+        "differences": {arm: _differences(t, arm, draws, cfg) for arm in t.arms[1:]},
         "domains": {
             name: {
                 "n": int((of == k).sum()),
@@ -115,7 +149,10 @@ def _suite(t: SuiteTable, kind: str, floor: SuiteTable | None, cfg: EvalConfig, 
             }
             for k, name in enumerate(names)
         },
-        "noise_floor": noise,
+        "flips": {arm: _changes(t, arm) for arm in t.arms[1:]} if t.binary(metric) else None,
+        "calibration": _calibration(t),
+        "noise_floor": _noise(t, floor),
+        "planned": planned(len(t.ids), cfg) if t.binary(metric) else None,
         "mdd": max((s for s in spread if s is not None), default=None),
     }
 
@@ -145,39 +182,54 @@ def _noise(t: SuiteTable, floor: SuiteTable | None) -> dict[str, Any] | None:
     }
 
 
-def _differences(t: SuiteTable, arm: str, draws: Floats, limit: float, cfg: EvalConfig) -> dict[str, Any]:
-    sft = PLAIN if PLAIN in t.arms and arm != PLAIN else None
+def planned(n: int, cfg: EvalConfig) -> dict[str, Any]:
+    """What ``n`` 0/1 items can see, known before any is scored."""
     return {
-        "vs_base": _difference(t, arm, t.arms[0], draws, limit, cfg),
-        "vs_sft": _difference(t, arm, sft, draws, limit, cfg) if sft else None,
-        "recovery": _recovery(t, arm, draws, limit, cfg) if sft else None,
+        "difference": detectable_change(n, cfg.assumed_discordance, confidence=cfg.confidence),
+        "discordance": cfg.assumed_discordance,
     }
 
 
-def _difference(t: SuiteTable, arm: str, other: str, draws: Floats, limit: float, cfg: EvalConfig) -> dict[str, Any]:
+def _calibration(t: SuiteTable) -> dict[str, float] | None:
+    """Expected calibration error of each arm, over the items where the models choose."""
+    if "confidence" not in t.metrics or not t.whole("acc"):
+        return None
+    rows = ~np.isnan(t.metrics["confidence"]).any(axis=1)
+    if not rows.any():
+        return None
+    sure, right = t.metrics["confidence"][rows], t.metrics["acc"][rows]
+    return {a: expected_calibration_error(sure[:, k], right[:, k]) for k, a in enumerate(t.arms)}
+
+
+def _differences(t: SuiteTable, arm: str, draws: Floats, cfg: EvalConfig) -> dict[str, Any]:
+    sft = PLAIN if PLAIN in t.arms and arm != PLAIN else None
+    return {
+        "vs_base": _difference(t, arm, t.arms[0], draws, cfg),
+        "vs_sft": _difference(t, arm, sft, draws, cfg) if sft else None,
+        "recovery": None,
+    }
+
+
+def _difference(t: SuiteTable, arm: str, other: str, draws: Floats, cfg: EvalConfig) -> dict[str, Any]:
     a, b = t.column(arm), t.column(other)
     drawn = draws[:, t.arms.index(arm)] - draws[:, t.arms.index(other)]
     interval = percentile_interval(float((a - b).mean()), drawn, cfg.confidence)
-    significant = interval.excludes_zero and abs(interval.value) > limit
-    better = (interval.value > 0) == t.higher_is_better(t.primary)
-    return {
-        "diff": interval.value,
-        "ci": _pair(interval),
-        "p": mcnemar_exact(a, b) if t.binary(t.primary) else bootstrap_p(drawn),
-        "significant": significant,
-        "better": better if significant else None,
-    }
+    p = mcnemar_midp(a, b) if t.binary(t.primary) else bootstrap_p(drawn)
+    return {"diff": interval.value, "ci": _pair(interval), "p": p}
 
 
-def _recovery(t: SuiteTable, arm: str, draws: Floats, limit: float, cfg: EvalConfig) -> dict[str, Any]:
-    loss = _difference(t, PLAIN, t.arms[0], draws, limit, cfg)
-    if loss["better"] is not False:
-        why = "plain SFT lost no more than the noise on this suite, so there is nothing to win back"
-        return {"value": None, "ci": None, "defined": False, "reason": why}
-    columns = [t.arms.index(a) for a in (arm, PLAIN, t.arms[0])]
-    three = (draws[:, columns[0]], draws[:, columns[1]], draws[:, columns[2]])
-    interval = recovery_interval(t.column(arm), t.column(PLAIN), t.column(t.arms[0]), cfg.confidence, three)
-    return {"value": interval.value, "ci": _pair(interval), "defined": True, "reason": None}
+def _add_recovery(t: SuiteTable, suite: dict[str, Any], draws: Floats, cfg: EvalConfig) -> None:
+    for arm, compared in suite["differences"].items():
+        if compared["vs_sft"] is None:
+            continue
+        if suite["differences"][PLAIN]["vs_base"]["better"] is not False:
+            why = "plain SFT lost no more than the noise on this suite, so there is nothing to win back"
+            compared["recovery"] = {"value": None, "ci": None, "defined": False, "reason": why}
+            continue
+        columns = [t.arms.index(a) for a in (arm, PLAIN, t.arms[0])]
+        three = (draws[:, columns[0]], draws[:, columns[1]], draws[:, columns[2]])
+        found = recovery_interval(t.column(arm), t.column(PLAIN), t.column(t.arms[0]), cfg.confidence, three)
+        compared["recovery"] = {"value": found.value, "ci": _pair(found), "defined": True, "reason": None}
 
 
 def _oriented(diff: dict[str, Any], sign: float) -> tuple[float, list[float]]:
@@ -197,13 +249,12 @@ def _gain(name: str, suite: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _forgetting(name: str, suite: dict[str, Any], t: SuiteTable, cfg: EvalConfig, seed: int) -> dict[str, Any]:
-    """Forgetting, retention and backward transfer (Lopez-Paz & Ranzato 2017) on the headline suite.
+def _forgetting(name: str, suite: dict[str, Any], draws: Floats, cfg: EvalConfig) -> dict[str, Any]:
+    """Forgetting, retention and backward transfer (Lopez-Paz & Ranzato 2017) on one suite.
 
     Retention, a ratio, exists only for metrics that grow with quality and of which the base has some.
     """
     out = {}
-    draws = bootstrap_means(t.metrics[t.primary], cfg.bootstrap, seed)
     ratio_exists = suite["higher_is_better"] and suite["arms"][BASE]["value"] > 0 and bool((draws[:, 0] > 0).all())
     for k, (arm, compared) in enumerate(suite["differences"].items(), 1):
         value, ci = _oriented(compared["vs_base"], -1.0 if suite["higher_is_better"] else 1.0)
@@ -224,17 +275,27 @@ def _forgetting(name: str, suite: dict[str, Any], t: SuiteTable, cfg: EvalConfig
     return out
 
 
+def _changes(t: SuiteTable, arm: str) -> dict[str, int]:
+    """How many 0/1 items went which way from the base to an arm."""
+    before, after = t.column(BASE) > 0.5, t.column(arm) > 0.5
+    return {
+        "lost": int((before & ~after).sum()),
+        "kept": int((before & after).sum()),
+        "won": int((~before & after).sum()),
+        "never": int((~before & ~after).sum()),
+    }
+
+
 def _flips(found: Sequence[SuiteTable], arms: Sequence[str]) -> dict[str, Any]:
     flips: dict[str, dict[str, int]] = {}
     lost: dict[str, list[str]] = {}
     for arm in arms:
-        flips[arm] = {"lost": 0, "kept": 0, "won": 0}
-        lost[arm] = []
-        for t in found:
-            for name, before, after in zip(t.ids, t.column(BASE), t.column(arm), strict=True):
-                if before and not after:
-                    lost[arm].append(f"{t.name}:{name}")
-                flips[arm]["lost"] += bool(before and not after)
-                flips[arm]["kept"] += bool(before and after)
-                flips[arm]["won"] += bool(after and not before)
+        counts = [_changes(t, arm) for t in found]
+        flips[arm] = {what: sum(c[what] for c in counts) for what in ("lost", "kept", "won")}
+        lost[arm] = [
+            f"{t.name}:{name}"
+            for t in found
+            for name, before, after in zip(t.ids, t.column(BASE), t.column(arm), strict=True)
+            if before and not after
+        ]
     return {"flips": flips, "lost": lost}

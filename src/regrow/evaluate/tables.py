@@ -45,7 +45,7 @@ class SuiteTable:
     def primary(self) -> str:
         """The metric that verdicts are about: KL for the base's own dialogues, else accuracy, else token loss."""
         order = ("kl", *PREFERRED) if self.name == OWN else PREFERRED
-        rest = sorted(m for m in self.metrics if m not in ("tokens", "margin"))
+        rest = sorted(m for m in self.metrics if m not in ("tokens", "margin", "confidence"))
         found: str = next(m for m in (*order, *rest) if self.whole(m))
         return found
 

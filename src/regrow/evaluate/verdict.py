@@ -1,12 +1,20 @@
-"""The result in one sentence, out of interval bounds and never out of a point estimate alone."""
+"""The result in one short sentence, out of interval bounds and never out of a point estimate alone.
+
+The sentence is about unselected measures: the gain, suites in which a change can go either way, and the distance from
+the base's own dialogues. What remains of the facts the base knew (a selected suite) stands in the notes, as what it is.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from regrow.evaluate.summary import BASE, FACTS_POOL, PLAIN, REPLAY
+from regrow.evaluate.summary import BASE, PLAIN, REPLAY
 
 NAMES = {BASE: "the base", PLAIN: "plain SFT", REPLAY: "the model with replay"}
+MOVED = 0.1
+"""Nats per token. The divergence from the base on its own dialogues is above zero for every trained model, so being
+significant says nothing; from this lower bound on it counts as harm. A tenth of a nat makes each token about a tenth
+less likely. Our choice."""
 
 
 def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
@@ -15,24 +23,15 @@ def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
     if arm is None:
         return {"sentence": "Only the base was evaluated; there is nothing to compare.", "level": "no-change",
                 "arm": None, "notes": []}  # fmt: skip
-    notes = _notes(results, arm)
-    gain, loss = results["gain"].get(arm), results["forgetting"].get(arm)
-    name = _name(arm)
-    level = _level(results, arm)
+    name = NAMES.get(arm, f"'{arm}'")
     if _identical(results, arm):
         text = f"No change: {name} does on every item as well as the base"
-    elif loss is None:
-        text = "What was kept was not measured: there is no retention suite"
     else:
-        text = _kept(results, arm, confidence)
-    if level == "no-change" and gain and not _identical(results, arm):
-        text = f"No change that can be told from chance: {text[0].lower()}{text[1:]}"
-    if not _identical(results, arm):
-        text += _elsewhere(results, arm, loss["suite"] if loss else None)
-    if gain and not _identical(results, arm):
-        text += f". On {gain['suite']}, {_gained(results, gain)}"
+        parts = [learned(results, arm), *_kept(results, arm)]
+        text = f"{name} {'; '.join(p for p in parts if p)}"
     sentence = text[0].upper() + text[1:] + "."
-    return {"sentence": sentence, "level": level, "arm": arm, "notes": notes}
+    return {"sentence": sentence, "level": _level(results, arm), "arm": arm,
+            "notes": _notes(results, arm, confidence)}  # fmt: skip
 
 
 def main_arm(arms: list[str]) -> str | None:
@@ -41,8 +40,16 @@ def main_arm(arms: list[str]) -> str | None:
     return REPLAY if REPLAY in trained else (trained[-1] if trained else None)
 
 
-def _name(arm: str) -> str:
-    return NAMES.get(arm, f"'{arm}'")
+def harmed(suite: dict[str, Any], arm: str) -> bool:
+    """Whether a suite shows a loss: significantly worse, and for the divergence on own dialogues more than `MOVED`."""
+    diff = suite["differences"][arm]["vs_base"]
+    return diff["better"] is False and (suite["metric"] != "kl" or diff["ci"][0] > MOVED)
+
+
+def judged(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The retention suites that the verdict is about: the unselected ones, or all where there is no other."""
+    kept = {name: s for name, s in results["suites"].items() if s["kind"] == "retention"}
+    return {name: s for name, s in kept.items() if not s["selected"]} or kept
 
 
 def _identical(results: dict[str, Any], arm: str) -> bool:
@@ -51,91 +58,120 @@ def _identical(results: dict[str, Any], arm: str) -> bool:
 
 
 def _level(results: dict[str, Any], arm: str) -> str:
-    loss, gain = results["forgetting"].get(arm), results["gain"].get(arm)
-    if loss is None or _identical(results, arm):
+    suites = judged(results)
+    if not suites or _identical(results, arm):
         return "no-change"
-    compared = results["suites"][loss["suite"]]["differences"][arm]
-    if compared["vs_base"]["better"] is False:
-        against = [
-            s["differences"][arm]["vs_sft"]["better"]
-            for s in results["suites"].values()
-            if s["kind"] == "retention" and s["differences"][arm]["vs_sft"]
-        ]
+    if any(harmed(s, arm) for s in suites.values()):
+        against = [d["better"] for s in suites.values() if (d := s["differences"][arm]["vs_sft"])]
         return "partly" if True in against and False not in against else "lost"
-    return "no-change" if gain and not gain["significant"] and not loss["significant"] else "kept"
+    gain = results["gain"].get(arm)
+    changed = any(s["differences"][arm]["vs_base"]["significant"] for s in suites.values() if s["metric"] != "kl")
+    return "no-change" if gain and not gain["significant"] and not changed else "kept"
 
 
-def _kept(results: dict[str, Any], arm: str, confidence: float) -> str:
-    loss = results["forgetting"][arm]
-    suite = results["suites"][loss["suite"]]
-    compared = suite["differences"][arm]
-    unit, metric = suite["unit"], _metric(suite["metric"])
-    where = f"on {loss['suite']} ({suite['n']} items)"
-    sure = f"{confidence:.0%} interval".replace("%", " %")
-    low, high = loss["ci"]
-    plain = ""
-    if arm != PLAIN and PLAIN in results["forgetting"]:
-        plain = f"; plain SFT {_change(results['forgetting'][PLAIN], unit)}"
-    if compared["vs_base"]["better"] is True:
-        by = f"{_range(-high, -low, unit)} of {metric}"
-        return f"{_name(arm)} improved {where} by {by}, {sure}{plain}"
-    if compared["vs_base"]["better"] is None:
-        if low == high == 0:
-            return f"{where}, {_name(arm)} lost nothing{plain}"
-        ends = (-high, -low) if suite["higher_is_better"] else (low, high)
-        bound = f"the change in {metric} lies between {_signed(ends[0], unit)} and {_signed(ends[1], unit)}"
-        return f"{where}, no loss could be shown for {_name(arm)}: {bound} ({sure}){plain}"
-    verb = "lost" if suite["higher_is_better"] else "became worse by"
-    text = f"{_name(arm)} {verb} {_range(low, high, unit)} of {metric} {where}, {sure}{plain}"
-    if compared["vs_sft"] is None:
-        return text
-    recovery = compared["recovery"]
-    if compared["vs_sft"]["better"] and recovery["defined"]:
-        a, b = recovery["ci"]
-        return f"{text}. Replay won back {a:.0%} to {b:.0%} of what plain SFT lost".replace("%", " %")
-    if compared["vs_sft"]["better"] is False:
-        return f"{text}. That is more than plain SFT lost"
-    return text if compared["vs_sft"]["better"] else f"{text}. That is not measurably less than plain SFT"
-
-
-def _elsewhere(results: dict[str, Any], arm: str, head: str | None) -> str:
-    """What replay won back on the other retention suites, where that is significant."""
-    told = ""
-    for name, suite in results["suites"].items():
-        compared = suite["differences"][arm]
-        recovery, vs_sft = compared["recovery"], compared["vs_sft"]
-        if name == head or suite["kind"] != "retention" or not recovery or not recovery["defined"]:
-            continue
-        if vs_sft and vs_sft["better"] and recovery["ci"]:
-            a, b = recovery["ci"]
-            of = _metric(suite["metric"])
-            told += f". On {name} ({suite['n']} items) replay undid {a:.0%} to {b:.0%} of the harm of plain SFT ({of})"
-    return told.replace("%", " %")
-
-
-def _change(loss: dict[str, Any], unit: str) -> str:
-    low, high = loss["ci"]
-    if not loss["significant"]:
-        return f"lost no measurable amount ({_range(low, high, unit)})"
-    if loss["value"] > 0:
-        return f"lost {_range(low, high, unit)}"
-    return f"improved by {_range(-high, -low, unit)}"
-
-
-def _gained(results: dict[str, Any], gain: dict[str, Any]) -> str:
-    suite = results["suites"][gain["suite"]]
-    low, high = gain["ci"]
-    unit, metric = suite["unit"], _metric(gain["metric"])
+def learned(results: dict[str, Any], arm: str) -> str:
+    """What was learned of the user's data, in a few words; empty when that was not measured."""
+    gain = results["gain"].get(arm)
+    if gain is None:
+        return ""
     if not gain["significant"]:
-        return f"no improvement could be shown ({_range(low, high, unit)} of {metric})"
-    if gain["value"] > 0:
-        return f"it improved by {_range(low, high, unit)} of {metric}"
-    return f"it became worse by {_range(-high, -low, unit)} of {metric}"
+        return "shows no significant change on your data"
+    return "learned your data" if gain["value"] > 0 else "became worse on your data"
 
 
-def _metric(name: str) -> str:
-    return {"acc": "accuracy", "nll": "token loss", "kl": "divergence from the base",
-            "exact_match": "exact match"}.get(name, name)  # fmt: skip
+def _kept(results: dict[str, Any], arm: str) -> list[str]:
+    """Clauses on what it knew: what was lost, what shows no change, how far its own dialogues moved."""
+    suites = judged(results)
+    if not suites:
+        return ["what it kept was not measured"]
+    out = []
+    known = {name: s for name, s in suites.items() if s["metric"] != "kl"}
+    lost = {name: s for name, s in known.items() if harmed(s, arm)}
+    better = [name for name, s in known.items() if s["differences"][arm]["vs_base"]["better"] is True]
+    for name, s in lost.items():
+        out.append(f"it lost {_bounds(s, arm)} on {name}{_against(s, arm)}")
+    if better:
+        out.append(f"it became better on {_and(better)}")
+    if same := [name for name in known if name not in lost and name not in better]:
+        out.append(f"no significant change on {_and(same)}")
+    for name, s in suites.items():
+        if name not in known:
+            low, high = s["differences"][arm]["vs_base"]["ci"]
+            far = f"{_range(low, high, 'nats')} a token" if low > MOVED else f"no more than {_amount(high, 'nats')}"
+            out.append(f"it moved {far} away on {name}{_against(s, arm)}")
+    return out
+
+
+def _against(suite: dict[str, Any], arm: str) -> str:
+    """How a loss compares with plain SFT's; empty when there is nothing to compare."""
+    vs, recovery = suite["differences"][arm]["vs_sft"], suite["differences"][arm]["recovery"]
+    if vs is None or not recovery["defined"]:
+        return ", more than plain SFT" if vs is not None and vs["better"] is False else ""
+    if vs["better"]:
+        a, b = recovery["ci"]
+        return f", {a:.0%} to {b:.0%} less than plain SFT".replace("%", " %")
+    return ", more than plain SFT" if vs["better"] is False else ", not measurably less than plain SFT"
+
+
+def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
+    """The numbers behind the sentence, unselected suites first, then what limits them."""
+    sure = f"{confidence:.0%} interval".replace("%", " %")
+    notes, caveats = [], []
+    suites = results["suites"]
+    if gain := results["gain"].get(arm):
+        suite = suites[gain["suite"]]
+        a, b = (_signed(v, suite["unit"]) for v in gain["ci"])
+        notes.append(f"Gain on {gain['suite']} ({suite['n']} items): {a} to {b} of {_metric(suite)}, {sure}.")
+    for name, suite in judged(results).items():
+        notes.append(_measured(name, suite, arm, sure) + ".")
+    if left := results["remaining"].get(arm):
+        notes.append(_remaining(results, left, arm, sure))
+    for name, suite in suites.items():
+        floor, diff = suite["noise_floor"], suite["differences"][arm]["vs_base"]
+        if floor and floor["flips"]:
+            caveats.append(f"{name}: other batches alone change {floor['flips']} of {floor['n']} results of the base.")
+        if suite["mdd"] is not None and not diff["significant"] and not suite["selected"] and diff["ci"] != [0, 0]:
+            size = _amount(suite["mdd"], suite["unit"])
+            caveats.append(f"{name}: {suite['n']} items find a difference of {size} with 80 % power; a smaller one may "
+                           "go unseen.")  # fmt: skip
+    return notes + caveats
+
+
+def _measured(name: str, suite: dict[str, Any], arm: str, sure: str) -> str:
+    diff = suite["differences"][arm]["vs_base"]
+    a, b = (_signed(v, suite["unit"]) for v in diff["ci"])
+    word = {True: "better", False: "worse", None: "no significant change"}[diff["better"]]
+    told = f"{name} ({suite['n']} items): {word}, {a} to {b} of {_metric(suite)}, {sure}"
+    if arm != PLAIN and PLAIN in suite["differences"]:
+        low, high = (_signed(v, suite["unit"]) for v in suite["differences"][PLAIN]["vs_base"]["ci"])
+        told += f"; plain SFT {low} to {high}"
+    return told
+
+
+def _remaining(results: dict[str, Any], left: dict[str, Any], arm: str, sure: str) -> str:
+    def share(found: dict[str, Any]) -> str:
+        low, high = found["retention_ci"] or [None, None]
+        return f"{100 * low:.1f} to {100 * high:.1f} %" if low is not None else "an unknown share"
+
+    n = results["suites"][left["suite"]]["n"]
+    told = f"Of {n} facts it knew, {share(left)} remain ({sure}"
+    if arm != PLAIN and PLAIN in results["remaining"]:
+        told += f"; plain SFT {share(results['remaining'][PLAIN])}"
+    return f"{told}). These were chosen because the base gets them right, so any change reads as a loss."
+
+
+def _bounds(suite: dict[str, Any], arm: str) -> str:
+    low, high = sorted(abs(v) for v in suite["differences"][arm]["vs_base"]["ci"])
+    return f"{_range(low, high, suite['unit'])} of {_metric(suite)}"
+
+
+def _metric(suite: dict[str, Any]) -> str:
+    names = {"acc": "accuracy", "nll": "token loss", "kl": "divergence from the base", "exact_match": "exact match"}
+    return names.get(suite["metric"], suite["metric"])
+
+
+def _and(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _amount(value: float, unit: str) -> str:
@@ -145,38 +181,9 @@ def _amount(value: float, unit: str) -> str:
 
 
 def _signed(value: float, unit: str) -> str:
-    sign = "−" if value < 0 else "+"
-    return f"{sign}{_amount(abs(value), unit)}"
+    return f"{'−' if value < 0 else '+'}{_amount(abs(value), unit)}"
 
 
 def _range(low: float, high: float, unit: str) -> str:
     """Two amounts with one unit behind them."""
     return f"{_amount(low, unit).split()[0]} to {_amount(high, unit)}"
-
-
-def _notes(results: dict[str, Any], arm: str) -> list[str]:
-    notes = []
-    loss = results["forgetting"].get(arm)
-    head = loss["suite"] if loss else None
-    for name, suite in results["suites"].items():
-        compared = suite["differences"][arm]
-        if suite["kind"] == "retention" and name != head and compared["vs_base"]["better"] is False:
-            low, high = sorted(map(abs, compared["vs_base"]["ci"]))
-            notes.append(f"Also worse on {name}: {_range(low, high, suite['unit'])} of {_metric(suite['metric'])}.")
-        floor = suite["noise_floor"]
-        if floor and floor["flips"]:
-            notes.append(f"{name}: other batches alone change {floor['flips']} of {floor['n']} results of the base.")
-        recovery = compared["recovery"]
-        if name == head and recovery and not recovery["defined"]:
-            notes.append(f"Recovery on {name} is undefined: {recovery['reason']}.")
-        if name == head and suite["mdd"] is not None and compared["vs_base"]["significant"] is False:
-            size = _amount(suite["mdd"], suite["unit"])
-            notes.append(
-                f"{name}: {suite['n']} items find a difference of {size} with 80 % power; a smaller one may go unseen."
-            )
-    if head == "facts":
-        text = "facts holds items the base gets right, so any change shows as a loss"
-        notes.append(
-            f"{text}; {FACTS_POOL} shows it without that selection." if FACTS_POOL in results["suites"] else f"{text}."
-        )
-    return notes

@@ -50,7 +50,7 @@ class Report:
         return out
 
     def text_table(self) -> str:
-        """Gain, change on what it knew, and recovery of each arm with intervals, as plain text."""
+        """The verdict, the headline numbers of each arm with intervals, and the notes behind it, as plain text."""
         from io import StringIO
 
         from rich.box import SIMPLE
@@ -62,31 +62,33 @@ class Report:
         rows = sections.headline(self.run)
         if not rows:
             return "\n".join([told["sentence"], *self.run.notes])
-        columns = ("", "learned on your data", "change on what it knew", "kept", "won back")
+        columns = ("", "learned on your data", "change on what it knew", "own words moved (nats)", "kept", "won back")
         table = Table(*columns, box=SIMPLE, show_edge=False, pad_edge=False)
         for row in rows:
             gain, change = (
                 " ".join(x for x in (c["value"], c["unit"], c["ci"], "(not significant)" * bool(c["word"])) if x)
                 for c in (row["gain"], row["change"])
             )
+            own = " ".join(x for x in (row["own"]["value"], row["own"]["ci"]) if x)
             kept = " ".join(x for x in (row["retention"], row["retention_ci"]) if x)
             back = " ".join(x for x in (row["recovery"], row["recovery_ci"]) if x)
-            table.add_row(*(Text(x) for x in (arm_name(row["arm"]), gain, change, kept, back)))
-        console = Console(file=StringIO(), width=140, color_system=None, force_terminal=False, legacy_windows=False)
+            table.add_row(*(Text(x) for x in (arm_name(row["arm"]), gain, change, own, kept, back)))
+        console = Console(file=StringIO(), width=160, color_system=None, force_terminal=False, legacy_windows=False)
         console.print(table)
         body = "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
-        return f"{told['word']}: {told['sentence']}\n\n{body}\n"
+        notes = "".join(f"- {n}\n" for n in told["notes"])
+        return f"{told['word']}: {told['sentence']}\n\n{body}\n\n{notes}"
 
     def _repr_html_(self) -> str:
         told = sections.verdict(self.run)
         head = "".join(
             f"<th style='text-align:left'>{h}</th>"
-            for h in ("", "Learned on your data", "Change on what it knew", "Kept", "Won back")
+            for h in ("", "Learned on your data", "Change on what it knew", "Own words moved by", "Kept", "Won back")
         )
         body = Markup("")
         for row in sections.headline(self.run):
             cells = Markup("")
-            for c in (row["gain"], row["change"]):
+            for c in (row["gain"], row["change"], row["own"]):
                 cells += Markup("<td style='text-align:left'>{} {} <small>{}</small></td>").format(
                     c["value"], c["unit"], c["ci"]
                 )
@@ -96,6 +98,11 @@ class Report:
         table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(Markup(head), body)  # noqa: S704
         sentence = Markup("<p><strong>{}</strong> {}</p>").format(told["word"] + ":", told["sentence"])
         return str(sentence + (table if body else Markup("")) + _list(self.run.notes))
+
+
+def kept_title(run: RunData) -> str:
+    """What the share that was kept is a share of."""
+    return "Of the facts it knew, remain" if sections.measured_on(run, "remaining") else "Kept of the base’s score"
 
 
 def _list(notes: list[str]) -> Markup:
@@ -192,6 +199,9 @@ def _render(run: RunData, items: ItemsView, corpus: CorpusView | None) -> str:
         tones=TONES,
         on_gain=sections.measured_on(run, "gain"),
         on_forgetting=sections.measured_on(run, "forgetting"),
+        on_remaining=sections.measured_on(run, "remaining"),
+        kept_title=kept_title(run),
+        own_words=any(row["own"]["value"] != "–" for row in shown["headline"]),
         confidence=sections.confidence(run),
         corpus_folder=run.corpus_dir.name if run.corpus_dir else "",
         command=_command(run),

@@ -18,6 +18,7 @@ LEVELS = {
 }
 STYLES = {BASE: 0, PLAIN: 1, "regrow": 2}
 FIRST_DOMAINS = 12
+OWN = "own-dialogues"
 _TONE_OF: dict[Any, str] = {True: "good", False: "bad"}
 _WORD_OF: dict[Any, str] = {True: "better", False: "worse"}
 
@@ -46,28 +47,48 @@ def verdict(run: RunData) -> dict[str, Any]:
 
 
 def headline(run: RunData) -> list[dict[str, Any]]:
-    """One row a trained arm: what it learned, what changed of what it knew, what it kept, what it won back."""
+    """One row a trained arm: what it learned, what changed of what it knew, how far its own words moved, how many of
+    the facts it knew remain, what it won back."""
     rows = []
     for arm in run.arms[1:]:
         gain, lost = _effect(run, "gain", arm), _effect(run, "forgetting", arm)
-        suite = _suite(run, lost.get("suite"))
-        recovery = ((suite.get("differences") or {}).get(arm) or {}).get("recovery") or {}
-        unit = numbers.unit_of(suite) if suite else "share"
+        left = _effect(run, "remaining", arm)
+        unit = numbers.unit_of(_suite(run, lost.get("suite"))) if lost else "share"
+        kept = left if left else (lost if unit == "share" else {})
+        on, recovery = _recovery(run, arm, [lost.get("suite"), OWN, left.get("suite")])
         rows.append(
             {
                 "arm": arm,
                 "gain": _cell(gain, numbers.unit_of(_suite(run, gain.get("suite")))),
                 "change": _cell(_negated(lost), unit),
-                "retention": numbers.level(lost.get("retention"), "share") if unit == "share" else "–",
-                "retention_ci": numbers.interval(lost.get("retention_ci"), "share", signed=False)
-                if unit == "share"
-                else "",
+                "own": _own_words(run, arm) if lost.get("suite") != OWN else _cell({}, "nats"),
+                "retention": numbers.level(kept.get("retention"), "share"),
+                "retention_ci": numbers.interval(kept.get("retention_ci"), "share", signed=False),
                 "recovery": numbers.share(recovery.get("value")) if recovery.get("defined") else "–",
                 "recovery_ci": _recovery_interval(recovery),
+                "recovery_on": on if recovery.get("defined") else "",
                 "recovery_why": "" if recovery.get("defined") else str(recovery.get("reason") or ""),
             }
         )
     return rows
+
+
+def _difference(run: RunData, name: Any, arm: str, which: str) -> dict[str, Any]:
+    found = ((_suite(run, name).get("differences") or {}).get(arm) or {}).get(which)
+    return found if isinstance(found, dict) else {}
+
+
+def _own_words(run: RunData, arm: str) -> dict[str, str]:
+    """The divergence from the base on the base's own dialogues. It is above zero for every trained model, so it is
+    never called significant or not."""
+    diff = _difference(run, OWN, arm, "vs_base")
+    return _cell({"value": diff.get("diff"), "ci": diff.get("ci")}, numbers.unit_of(_suite(run, OWN)))
+
+
+def _recovery(run: RunData, arm: str, suites: list[Any]) -> tuple[str, dict[str, Any]]:
+    """The first suite, unselected ones before, on which plain SFT lost something, and what was won back there."""
+    found = [(str(name), _difference(run, name, arm, "recovery")) for name in suites if name]
+    return next(((n, r) for n, r in found if r.get("defined")), found[0] if found else ("", {}))
 
 
 def _recovery_interval(recovery: dict[str, Any]) -> str:
@@ -170,11 +191,20 @@ def _pair(effect: dict[str, Any], scale: float) -> tuple[float, float] | None:
     return None if pair is None else (pair[0] * scale, pair[1] * scale)
 
 
+_KINDS = ("your data", "what it knew", "what it knew, chosen because the base gets it right")
+
+
+def _place(named: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    """Gain first, selected suites last, by name within."""
+    name, suite = named
+    return (0 if suite.get("kind") == "gain" else 2 if suite.get("selected") else 1), name
+
+
 def suite_rows(run: RunData) -> list[dict[str, Any]]:
     """The table of suites: levels, differences, noise floor, minimum detectable difference."""
     rows = []
     suites = (run.results or {}).get("suites") or {}
-    for name, suite in sorted(suites.items(), key=lambda kv: (kv[1].get("kind") != "gain", kv[0])):
+    for name, suite in sorted(suites.items(), key=_place):
         unit = numbers.unit_of(suite)
         arms = []
         for arm in run.arms:
@@ -195,7 +225,7 @@ def suite_rows(run: RunData) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "kind": "your data" if suite.get("kind") == "gain" else "what it knew",
+                "kind": _KINDS[_place((name, suite))[0]],
                 "n": numbers.integer(suite.get("n")),
                 "metric": numbers.metric_name(str(suite.get("metric"))),
                 "direction": "higher is better" if suite.get("higher_is_better") else "lower is better",
