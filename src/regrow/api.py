@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.data import read_data
 from regrow.errors import DataError, RunError
+from regrow.evaluate.config import EvalConfig
 from regrow.pipeline import RunResult, arms_of, read_items, sentence_encoder
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe, parse_recipe
@@ -315,6 +316,62 @@ def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path, *, reuse:
     _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
     names = "\n".join(f"{arm:<10} {name}" for arm, name in zip(arms, models, strict=True))
     return f"{load_report(output).text_table()}\n{names}\nreport     {output / 'report.html'}"
+
+
+def evaluate_sequence(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    output: str | Path,
+    *,
+    suites: Sequence[str] = (),
+    reuse: Sequence[str | Path] = (),
+    seed: int = 0,
+    settings: Settings | None = None,
+) -> dict[str, Any]:
+    """Score every model of a sequence of trainings on every task: matrix, forgetting, transfer.
+
+    Args:
+        models: The base, then the model after each training, in order.
+        tasks: What each training was about: ``file:PATH.jsonl`` or ``lm-eval:TASK``, one for each trained model.
+        output: A folder for items, records and results.
+        suites: Further suites that no training was about, such as ``facts``.
+        reuse: As in `evaluate`.
+        seed: Choice of items and resampling.
+        settings: Any other recipe keys.
+
+    Returns:
+        What stands in ``output/continual.json``.
+    """
+    recipe = _recipe(settings, seed=seed)
+    return evaluate_sequence_with(recipe, models, tasks, Path(output), suites=suites, reuse=[Path(r) for r in reuse])
+
+
+def evaluate_sequence_with(
+    recipe: Recipe,
+    models: Sequence[str],
+    tasks: Sequence[str],
+    output: Path,
+    *,
+    suites: Sequence[str] = (),
+    reuse: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """`evaluate_sequence` with the settings of a recipe."""
+    from regrow.evaluate.continual import check_sequence, sequence_results
+    from regrow.evaluate.saved import load_evaluation
+    from regrow.evaluate.suites.local import suite_of
+    from regrow.rows.writers import atomic_write_text
+
+    names = [suite_of(t) for t in tasks]
+    check_sequence(models, names)
+    settings = {"suites": [*tasks, *suites], "gain_suites": names}
+    recipe = recipe.model_copy(update={"evaluate": EvalConfig(**{**recipe.evaluate.model_dump(), **settings})})
+    arms = ["base", *(f"step-{i}" for i in range(1, len(models)))]
+    results = _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
+    higher = {name: {s["metric"]: s["higher_is_better"]} for name, s in results["suites"].items()}
+    records = load_evaluation(output).records()
+    found = sequence_results(records, arms, names, recipe.evaluate, seed=recipe.seed, higher=higher)
+    atomic_write_text(output / "continual.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return found
 
 
 def _evaluate(recipe: Recipe, models: dict[str, str], output: Path, reuse: Sequence[Path]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`regrow eval`: compare models item by item."""
+"""`regrow eval` and `regrow eval-sequence`: compare models item by item."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ import typer
 from regrow.cli.common import Output, RecipeFile, Seed, Sets, settings
 
 
+Reuse = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of an earlier evaluation: what was scored there is taken over. Repeatable."),
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command(name="eval")(evaluate)
+    app.command(name="eval-sequence")(evaluate_sequence)
 
 
 def evaluate(
@@ -21,9 +28,7 @@ def evaluate(
         list[str] | None, typer.Option(help="facts, lm-eval:TASK or file:PATH.jsonl. Repeatable. Default: facts.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Held-out rows of your own, to measure the gain.")] = None,
-    reuse: Annotated[
-        list[Path] | None, typer.Option(help="Folder of an earlier evaluation: what was scored there is taken over.")
-    ] = None,
+    reuse: Reuse = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     set_: Sets = None,
@@ -37,3 +42,28 @@ def evaluate(
 
     chosen = settings(recipe, set_, data__path=data, evaluate__suites=suite, seed=seed)
     print(api.evaluate_with(chosen, models, output, reuse=reuse or []))
+
+
+def evaluate_sequence(
+    models: Annotated[list[str], typer.Argument(help="The base, then the model after each training, in order.")],
+    output: Output,
+    task: Annotated[
+        list[str], typer.Option(help="file:PATH.jsonl or lm-eval:TASK: what each training was about, in order. Repeat.")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A further suite that no training was about, such as facts. Repeatable.")
+    ] = None,
+    reuse: Reuse = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
+    set_: Sets = None,
+) -> None:
+    """Score each model of a sequence of trainings on each task: the matrix, forgetting, backward and forward transfer."""
+    from regrow import api
+    from regrow.evaluate.continual import sequence_text
+
+    chosen = settings(recipe, set_, seed=seed)
+    found = api.evaluate_sequence_with(chosen, models, task, output, suites=suite or [], reuse=reuse or [])
+    print(sequence_text(found))
+    print("\n".join(f"{arm:<10} {name}" for arm, name in zip(found["models"], models, strict=True)))
+    print(f"written    {output / 'continual.json'}")

@@ -23,6 +23,12 @@ ROLES = ("system", "user", "assistant")
 TAKEN = (*EMBEDDED_SUITES, "facts-pool")
 
 
+def suite_of(name: str) -> str:
+    """The suite that ``file:PATH`` or another entry of ``evaluate.suites`` becomes."""
+    kind, _, rest = name.partition(":")
+    return Path(rest).stem if kind == "file" else name
+
+
 def read_local(path: str | Path) -> list[Item]:
     """Items of a file; the suite is named after the file.
 
