@@ -10,10 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "curate", "evaluate", "export", "grow", "merge", "mix", "report", "run", "train", "tune"]
+__all__ = [
+    "__version__",
+    "curate",
+    "evaluate",
+    "evaluate_sequence",
+    "export",
+    "grow",
+    "merge",
+    "mix",
+    "report",
+    "run",
+    "train",
+    "tune",
+]
 
 if TYPE_CHECKING:
-    from regrow.api import curate, evaluate, export, grow, merge, mix, report, run, train, tune
+    from regrow.api import curate, evaluate, evaluate_sequence, export, grow, merge, mix, report, run, train, tune
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from regrow.compare import compare, compare_sequence
 from regrow.data import read_data
 from regrow.errors import DataError, RunError
-from regrow.evaluate.config import EvalConfig
-from regrow.pipeline import RunResult, arms_of, read_items, sentence_encoder
+from regrow.pipeline import RunResult, read_items, sentence_encoder
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe, parse_recipe
 from regrow.runs import MANIFEST, Resume, read_manifest
@@ -301,21 +301,7 @@ def evaluate(
         data__path=str(data) if data else None,
         seed=seed,
     )
-    evaluate_with(recipe, models, Path(output), reuse=[Path(r) for r in reuse])
-    results: dict[str, Any] = json.loads((Path(output) / "eval/results.json").read_text(encoding="utf-8"))
-    return results
-
-
-def evaluate_with(recipe: Recipe, models: Sequence[str], output: Path, *, reuse: Sequence[Path] = ()) -> str:
-    """`evaluate` with the settings of a recipe; returns the table as text."""
-    from regrow.report.build import load_report
-
-    if len(models) < 2:
-        raise DataError("one model was given, at least two are compared", hint="regrow eval BEFORE AFTER -o DIR")
-    arms = arms_of(models)
-    _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
-    names = "\n".join(f"{arm:<10} {name}" for arm, name in zip(arms, models, strict=True))
-    return f"{load_report(output).text_table()}\n{names}\nreport     {output / 'report.html'}"
+    return compare(recipe, models, Path(output), reuse=[Path(r) for r in reuse])
 
 
 def evaluate_sequence(
@@ -343,57 +329,7 @@ def evaluate_sequence(
         What stands in ``output/continual.json``.
     """
     recipe = _recipe(settings, seed=seed)
-    return evaluate_sequence_with(recipe, models, tasks, Path(output), suites=suites, reuse=[Path(r) for r in reuse])
-
-
-def evaluate_sequence_with(
-    recipe: Recipe,
-    models: Sequence[str],
-    tasks: Sequence[str],
-    output: Path,
-    *,
-    suites: Sequence[str] = (),
-    reuse: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """`evaluate_sequence` with the settings of a recipe."""
-    from regrow.evaluate.continual import check_sequence, sequence_results
-    from regrow.evaluate.saved import load_evaluation
-    from regrow.evaluate.suites.local import suite_of
-    from regrow.rows.writers import atomic_write_text
-
-    names = [suite_of(t) for t in tasks]
-    check_sequence(models, names)
-    settings = {"suites": [*tasks, *suites], "gain_suites": names}
-    recipe = recipe.model_copy(update={"evaluate": EvalConfig(**{**recipe.evaluate.model_dump(), **settings})})
-    arms = ["base", *(f"step-{i}" for i in range(1, len(models)))]
-    results = _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
-    higher = {name: {s["metric"]: s["higher_is_better"]} for name, s in results["suites"].items()}
-    records = load_evaluation(output).records()
-    found = sequence_results(records, arms, names, recipe.evaluate, seed=recipe.seed, higher=higher)
-    atomic_write_text(output / "continual.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    return found
-
-
-def _evaluate(recipe: Recipe, models: dict[str, str], output: Path, reuse: Sequence[Path]) -> dict[str, Any]:
-    """Items, scores, results and page of models without a run, in ``output``; arm -> what the user typed."""
-    from regrow.evaluate.saved import score_files
-    from regrow.evaluate.stage import build_suites
-    from regrow.evaluate.stage import evaluate as stage
-    from regrow.models.load import resolve_model
-    from regrow.report.build import build_report
-
-    earlier = [file for folder in reuse for file in score_files(folder)]
-    found = {a: resolve_model(m, trust_remote_code=recipe.model.trust_remote_code) for a, m in models.items()}
-    wanted = [s for s in recipe.evaluate.suites if s != "own-dialogues" and (s != "heldout" or recipe.data.path)]
-    cfg = recipe.evaluate.model_copy(update={"suites": wanted})
-    output.mkdir(parents=True, exist_ok=True)
-    heldout = read_data(recipe).rows if recipe.data.path and "heldout" in wanted else []
-    suites = build_suites(cfg, found["base"], heldout, output / "suites", seed=recipe.seed, reuse=earlier)
-    known = score_files(output / "suites", required=False)
-    done = stage({a: m.path for a, m in found.items()}, read_items(suites), cfg, output / "eval", seed=recipe.seed,
-                 reuse=[*known, *earlier])  # fmt: skip
-    build_report(output, output / "report.html")
-    return done.results
+    return compare_sequence(recipe, models, tasks, Path(output), suites=suites, reuse=[Path(r) for r in reuse])
 
 
 def report(run_folder: str | Path) -> Report:

@@ -23,9 +23,9 @@ from tests.evaluate.saved import records
 
 CFG = EvalConfig(bootstrap=2000)
 
-# Rows: untouched base, then after each training; columns: tasks. The values of the second part were recorded from
-# avalanche-lib 0.6.0 (avalanche.evaluation.metrics.forgetting_bwt.Forgetting and BWT, forward_transfer.ForwardTransfer),
-# fed as its stream metrics feed them: initial when the task was just trained, last afterwards; averaged over the tasks
+# Rows: untouched base, then after each training; columns: tasks. The values were recorded from avalanche-lib 0.6.0
+# (Forgetting and BWT of avalanche.evaluation.metrics.forgetting_bwt, ForwardTransfer of forward_transfer beside it), fed
+# as its stream metrics feed them: "initial" when the task was just trained, "last" afterwards; averaged over the tasks
 # but the last (forgetting, BWT) or but the first (forward transfer).
 RECORDED = [
     (
@@ -102,7 +102,8 @@ ARMS, TASKS = ["base", "step-1", "step-2", "step-3"], ["task0", "task1", "task2"
 def test_results_have_the_matrix_the_metrics_with_intervals_and_the_flips() -> None:
     extra = records("facts", "acc", {a: np.ones(10) for a in ARMS})
     r = sequence_results(scored(MATRIX) + extra, ARMS, TASKS, CFG, seed=0)
-    assert np.array([r["matrix"][t]["values"] for t in TASKS]).T == pytest.approx(MATRIX)
+    values = np.array([r["matrix"][t]["values"] for t in TASKS]).T
+    assert values == pytest.approx(MATRIX)
     assert [c["task"] for c in r["matrix"].values()] == [True, True, True, False]
     for name, measure in (("average_accuracy", average_accuracy), ("backward_transfer", backward_transfer),
                           ("forgetting", forgetting), ("forward_transfer", forward_transfer)):  # fmt: skip

@@ -55,7 +55,9 @@ def decided(tmp_path: Path, found: list[Record], limits: Limits, **more) -> Gate
         (0, 12, 2, "passed"),
     ],
 )
-def test_forgetting_is_decided_by_its_upper_bound(tmp_path: Path, lost: int, won: int, limit: float, outcome: str) -> None:
+def test_forgetting_is_decided_by_its_upper_bound(
+    tmp_path: Path, lost: int, won: int, limit: float, outcome: str
+) -> None:
     gate = decided(tmp_path, pool(lost, won), Limits(max_forgetting=limit))
     (check,) = gate.checks
     assert (check.outcome, check.name, check.unit) == (outcome, "forgetting on facts-pool", "points")
@@ -95,7 +97,9 @@ def test_another_arm_can_be_judged(tmp_path: Path) -> None:
 
 def test_several_seeds_are_judged_together(tmp_path: Path) -> None:
     """Each alone passes; that they disagree makes the bound wider."""
-    saved = [load_evaluation(write_evaluation(tmp_path / f"s{k}", pool(lost), seed=k)) for k, lost in enumerate((0, 18))]
+    saved = [
+        load_evaluation(write_evaluation(tmp_path / f"s{k}", pool(lost), seed=k)) for k, lost in enumerate((0, 18))
+    ]
     limits = Limits(max_forgetting=4.5)
     items = saved[1].results["suites"]["facts-pool"]["differences"]["regrow"]["vs_base"]["ci"]
     together = judge(saved, limits)
@@ -111,7 +115,11 @@ def test_several_seeds_are_judged_together(tmp_path: Path) -> None:
         (Limits(max_forgetting=2), {"suites": ["none"]}, "no retention suite 'none'"),
         (Limits(max_forgetting=2), {"suites": ["own-dialogues"]}, "points, which --max-forgetting limits"),
         (Limits(max_forgetting=2, max_forgetting_nats=1), {"suites": ["own-dialogues"]}, "measured in points"),
-        (Limits(max_forgetting_nats=2), {"suites": ["facts-pool", "own-dialogues"]}, "'facts-pool' is measured in points"),
+        (
+            Limits(max_forgetting_nats=2),
+            {"suites": ["facts-pool", "own-dialogues"]},
+            "'facts-pool' is measured in points",
+        ),
         (Limits(min_gain_nats=0.1), {}, "measured in points"),
         (Limits(min_gain=1), {"suites": ["facts"]}, "no limit on forgetting"),
         (Limits(min_gain=1), {"arm": "none"}, "no trained model 'none'"),

@@ -79,10 +79,10 @@ def test_differences_over_runs(runs: list[Path]) -> None:
 
 
 def test_runs_that_do_not_fit_together_are_named(runs: list[Path], tmp_path: Path) -> None:
-    same = write_evaluation(tmp_path / "same", records("facts-pool", "acc", {"base": ones(9, 0), "regrow": ones(9, 1)}),
-                            ("base", "regrow"), seed=9)  # fmt: skip
-    other = write_evaluation(tmp_path / "other", records("news", "acc", {"base": ones(9, 0), "sft": ones(9, 1)}),
-                             ("base", "sft"), seed=8)  # fmt: skip
+    one = records("facts-pool", "acc", {"base": ones(9, 0), "regrow": ones(9, 1)})
+    same = write_evaluation(tmp_path / "same", one, ("base", "regrow"), seed=9)
+    plain = records("news", "acc", {"base": ones(9, 0), "sft": ones(9, 1)})
+    other = write_evaluation(tmp_path / "other", plain, ("base", "sft"), seed=8)
     load = load_evaluation
     with pytest.raises(RunError, match="has the seed 0, like"):
         over_seeds([load(runs[0]), load(runs[0])])

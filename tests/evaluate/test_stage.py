@@ -80,8 +80,9 @@ def test_results_have_the_keys_of_the_schema(run) -> None:
                       "settings", "versions", "models"}  # fmt: skip
     assert r["arms"] == ["base", "sft", "regrow"]
     for name, suite in r["suites"].items():
-        assert set(suite) == {"kind", "selected", "n", "metric", "higher_is_better", "unit", "arms", "secondary", "differences",
-                              "domains", "noise_floor", "planned", "mdd", "pool", "flips", "calibration"}, name  # fmt: skip
+        assert set(suite) == {"kind", "selected", "n", "metric", "higher_is_better", "unit", "arms", "secondary",
+                              "differences", "domains", "noise_floor", "planned", "mdd", "pool", "flips",
+                              "calibration"}, name  # fmt: skip
         assert set(suite["arms"]) == set(r["arms"])
         assert set(suite["differences"]) == {"sft", "regrow"}
         assert set(suite["noise_floor"]) == {"n", "mean_abs", "max_abs", "flips", "diff"}

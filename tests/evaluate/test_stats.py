@@ -110,7 +110,7 @@ def test_mcnemar_rejects_a_true_null_hypothesis_about_as_often_as_it_says() -> N
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
-    """Independent of the step-down form: p_i is the largest Bonferroni p-value of any set of hypotheses with i in it."""
+    """Independent of the step-down form: p_i is the largest Bonferroni p-value of any set with i in it."""
     sets = [s for size in range(1, len(p_values) + 1) for s in combinations(range(len(p_values)), size)]
     for i, adjusted in enumerate(holm(p_values)):
         expected = max(len(s) * min(p_values[k] for k in s) for s in sets if i in s)

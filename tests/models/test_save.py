@@ -8,7 +8,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +17,7 @@ from regrow.models.card import escape
 from regrow.models.gguf import convert_gguf, read_gguf
 from regrow.models.load import load_model, load_tokenizer, resolve_model
 from regrow.models.save import adapter_base, export_gguf, merge_adapter, write_model_card
+from tests.fixtures.tiny import save_tiny_adapter, tiny_vocabulary_gguf
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -29,16 +29,7 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.fixture
 def adapter(tiny_model_dir: Path, tmp_path: Path) -> Path:
     """A LoRA adapter of the tiny model with weights that matter."""
-    from peft import LoraConfig, get_peft_model
-
-    model = load_model(tiny_model_dir)
-    model.config._name_or_path = str(tiny_model_dir)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    torch.manual_seed(1)
-    wrapped = get_peft_model(model, config)
-    wrapped.peft_config["default"].base_model_name_or_path = str(tiny_model_dir)
-    wrapped.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+    return save_tiny_adapter(tiny_model_dir, tmp_path / "adapter")
 
 
 def adapted(adapter: Path, base: Path) -> Any:
@@ -113,42 +104,7 @@ def test_an_adapter_of_another_shape(adapter: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def vocabulary_gguf(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF with the tiny model's metadata and vocabulary, and one small tensor."""
-    import gguf
-
-    config = json.loads((tiny_model_dir / "config.json").read_text())
-    data = json.loads((tiny_model_dir / "tokenizer.json").read_text())
-    ids = data["model"]["vocab"] | {t["content"]: t["id"] for t in data["added_tokens"]}
-    tokens = sorted(ids, key=lambda token: ids[token])
-    special = {t["content"] for t in data["added_tokens"]}
-    path = tmp_path_factory.mktemp("gguf") / "vocabulary.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("Tiny")
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token in special else 1 for token in tokens])
-    writer.add_token_merges([" ".join(m) if isinstance(m, list) else m for m in data["model"]["merges"]])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    writer.add_add_bos_token(False)
-    writer.add_tensor("token_embd.weight", np.zeros((len(tokens), config["hidden_size"]), dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return tiny_vocabulary_gguf(tiny_model_dir, tmp_path_factory.mktemp("gguf") / "vocabulary.gguf")
 
 
 @pytest.mark.parametrize(("quant", "tolerance"), [("f16", 2e-3), ("q8_0", 5e-2)])

@@ -122,11 +122,10 @@ def test_the_commands(folder: Path) -> None:
 def test_several_seeds_are_shown_together(tmp_path: Path) -> None:
     from tests.evaluate.saved import ones, records, write_evaluation
 
-    runs = [
-        write_evaluation(tmp_path / f"s{k}", records("facts-pool", "acc", {"base": ones(90, 0), "regrow": ones(90, k)}),
-                         ("base", "regrow"), seed=k)
-        for k in (1, 5)
-    ]  # fmt: skip
+    runs = []
+    for k in (1, 5):
+        found = records("facts-pool", "acc", {"base": ones(90, 0), "regrow": ones(90, k)})
+        runs.append(write_evaluation(tmp_path / f"s{k}", found, ("base", "regrow"), seed=k))
     shown = regrow("show", *map(str, runs))
     assert shown.returncode == 0, shown.stderr
     assert "seeds 1, 5" in shown.stdout and "over seeds and items" in shown.stdout and "−1.1 −5.6" in shown.stdout

@@ -9,7 +9,6 @@ import typer
 
 from regrow.cli.common import Output, RecipeFile, Seed, Sets, settings
 
-
 Reuse = Annotated[
     list[Path] | None,
     typer.Option(help="Folder of an earlier evaluation: what was scored there is taken over. Repeatable."),
@@ -38,17 +37,19 @@ def evaluate(
     A model is a folder, a folder of a LoRA adapter, a .gguf file, or a hub name. The same command continues after a
     crash, and with more models or suites scores only what is new.
     """
-    from regrow import api
+    from regrow.compare import compare, compare_text
 
     chosen = settings(recipe, set_, data__path=data, evaluate__suites=suite, seed=seed)
-    print(api.evaluate_with(chosen, models, output, reuse=reuse or []))
+    compare(chosen, models, output, reuse=reuse or [])
+    print(compare_text(models, output))
 
 
 def evaluate_sequence(
     models: Annotated[list[str], typer.Argument(help="The base, then the model after each training, in order.")],
     output: Output,
     task: Annotated[
-        list[str], typer.Option(help="file:PATH.jsonl or lm-eval:TASK: what each training was about, in order. Repeat.")
+        list[str],
+        typer.Option(help="What each training was about, in order: file:PATH.jsonl or lm-eval:TASK."),
     ],
     suite: Annotated[
         list[str] | None, typer.Option(help="A further suite that no training was about, such as facts. Repeatable.")
@@ -58,12 +59,12 @@ def evaluate_sequence(
     recipe: RecipeFile = None,
     set_: Sets = None,
 ) -> None:
-    """Score each model of a sequence of trainings on each task: the matrix, forgetting, backward and forward transfer."""
-    from regrow import api
+    """Score each model of a sequence of trainings on each task: matrix, forgetting, backward and forward transfer."""
+    from regrow.compare import compare_sequence
     from regrow.evaluate.continual import sequence_text
 
     chosen = settings(recipe, set_, seed=seed)
-    found = api.evaluate_sequence_with(chosen, models, task, output, suites=suite or [], reuse=reuse or [])
+    found = compare_sequence(chosen, models, task, output, suites=suite or [], reuse=reuse or [])
     print(sequence_text(found))
     print("\n".join(f"{arm:<10} {name}" for arm, name in zip(found["models"], models, strict=True)))
     print(f"written    {output / 'continual.json'}")

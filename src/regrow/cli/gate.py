@@ -16,8 +16,11 @@ def register(app: typer.Typer) -> None:
 
 def gate(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="A run (or an output folder of `regrow eval`). Several runs "
-                                                          "of several seeds are judged together.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="A run (or an output folder of `regrow eval`). Several runs of several seeds are judged together.",
+        ),
     ],
     max_forgetting: Annotated[
         float | None, typer.Option(help="Most that may be lost, in percentage points (suites of right and wrong).")

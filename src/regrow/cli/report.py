@@ -1,4 +1,4 @@
-"""`regrow report`, `show`, `runs` and `diff`: a run's page, its tables, the runs of a folder, two runs side by side."""
+"""`regrow report`, `show`, `runs` and `diff`: a run's page and tables, the runs of a folder, two side by side."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class EvalConfig(Section):
     suites measure what was kept."""
 
     n_facts: int = Field(400, ge=24)
-    """Items of suite ``facts`` to keep out of those the base gets right, balanced over domains: what share of the facts
-    it knew remains. Any change reads as a loss there."""
+    """Items of suite ``facts`` to keep out of those the base gets right, balanced over domains: what share of the
+    facts it knew remains. Any change reads as a loss there."""
 
     pool_sample: int = Field(600, ge=0)
     """Items drawn from the whole candidate pool, right or wrong, as suite ``facts-pool``: the change in knowledge

@@ -54,8 +54,9 @@ def backward_transfer(scores: npt.ArrayLike) -> Floats:
 
 
 def forward_transfer(scores: npt.ArrayLike) -> Floats:
-    """Mean over j > 1 of ``R[j-1, j] - b[j]`` (Lopez-Paz & Ranzato, NeurIPS 2017, eq. 4): what earlier tasks did for one
-    that was still to come. b is the untouched base here, a random initialisation there. Avalanche's forward transfer.
+    """Mean over j > 1 of ``R[j-1, j] - b[j]`` (Lopez-Paz & Ranzato, NeurIPS 2017, eq. 4): what earlier tasks did for
+    one that was still to come. b is the untouched base here, a random initialisation there. Avalanche's forward
+    transfer.
     """
     r = _matrix(scores)
     t = _tasks(r, 2, "forward transfer")
@@ -70,14 +71,16 @@ def forgetting(scores: npt.ArrayLike, best: npt.ArrayLike | None = None) -> Floa
 
     Args:
         scores: The matrix.
-        best: ``(T-1,)`` rows l to compare with, in place of the maximum: a maximum of noisy draws is biased upwards, so
-            intervals take the rows of the point estimate (`best_rows`).
+        best: ``(T-1,)`` rows l to compare with, in place of the maximum: a maximum of noisy draws is biased upwards,
+            so intervals take the rows of the point estimate (`best_rows`).
     """
     r = _matrix(scores)
     t = _tasks(r, 2, "forgetting")
     rows = best_rows(r) if best is None else np.asarray(best)
     j = np.arange(t - 1)
-    peak = r[..., rows, j] if rows.ndim == 1 else np.take_along_axis(r[..., : t - 1], rows[..., None, :], -2)[..., 0, :]
+    peak = (
+        r[..., rows, j] if rows.ndim == 1 else np.take_along_axis(r[..., : t - 1], rows[..., None, :], -2)[..., 0, :]
+    )
     out: Floats = (peak - r[..., -1, j]).mean(-1)
     return out
 

@@ -60,9 +60,9 @@ class Gate:
     Attributes:
         runs: Folders it was made from; several are several seeds.
         arm: The model that was judged.
-        checks: One a suite and limit. All have to pass; each may be judged at the full level then, because the gate as a
-            whole lets a bad model through no more often than its most lenient check does (intersection-union test,
-            Berger, Technometrics 24, 1982).
+        checks: One a suite and limit. All have to pass; each may be judged at the full level then, because the gate
+            as a whole lets a bad model through no more often than its most lenient check does (intersection-union
+            test, Berger, Technometrics 24, 1982).
         confidence: Level of the intervals.
     """
 
@@ -93,7 +93,9 @@ class Gate:
         lines = [f"{signs[c.outcome]}  {c.name}: {c.reason}" for c in self.checks]
         n = sum(c.outcome != "passed" for c in self.checks)
         over = f", {len(self.runs)} seeds" if len(self.runs) > 1 else ""
-        end = f"gate passed: {self.arm}{over}" if not n else f"gate failed: {self.arm}{over}, {n} of {len(lines)} checks"
+        end = (
+            f"gate passed: {self.arm}{over}" if not n else f"gate failed: {self.arm}{over}, {n} of {len(lines)} checks"
+        )
         return "\n".join([*lines, end])
 
     def junit(self) -> str:
@@ -144,9 +146,7 @@ def judge(runs: Sequence[Saved], limits: Limits, *, suites: Sequence[str] = (), 
     return Gate([str(r.folder) for r in runs], judged, checks, level)
 
 
-def _forgetting(
-    suites: dict[str, Any], limits: Limits, wanted: Sequence[str], arm: str, where: str
-) -> list[Check]:
+def _forgetting(suites: dict[str, Any], limits: Limits, wanted: Sequence[str], arm: str, where: str) -> list[Check]:
     retention = {name: s for name, s in suites.items() if s["kind"] == "retention"}
     for name in wanted:
         if name not in retention:
@@ -157,8 +157,8 @@ def _forgetting(
     for unit, option in (("share", "--max-forgetting"), ("nats", "--max-forgetting-nats")):
         if limit_of[unit] is not None and unit not in measured:
             have = ", ".join(f"{n} ({_unit(s['unit'])}{', selected' * s['selected']})" for n, s in retention.items())
-            raise RunError(f"no suite is measured in {_unit(unit)}, which {option} limits", where=where,
-                           hint=f"Retention suites: {have or 'none'}. A selected one has to be named with --suite.")  # fmt: skip
+            hint = f"Retention suites: {have or 'none'}. A selected one has to be named with --suite."
+            raise RunError(f"no suite is measured in {_unit(unit)}, which {option} limits", where=where, hint=hint)
     out = []
     for name in chosen:
         limit = limit_of.get(suites[name]["unit"])

@@ -60,7 +60,8 @@ def load_evaluation(folder: Path) -> Saved:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise RunError(f"cannot be read: {error}", where=str(path), hint=_REDO) from error
-    whole = isinstance(results, dict) and all(k in results for k in ("arms", "suites", "gain", "remaining", "settings"))
+    keys = ("arms", "suites", "gain", "remaining", "settings")
+    whole = isinstance(results, dict) and all(k in results for k in keys)
     if not whole or not all("selected" in s for s in results["suites"].values()):
         raise RunError("the results are not of this version", where=str(path), hint=_REDO)
     return Saved(folder, results)

@@ -109,9 +109,7 @@ def _values(run: Saved) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     return out
 
 
-def _column(
-    found: dict[str, dict[str, dict[str, float]]], order: dict[str, Any], arm: str, metric: str
-) -> Floats:
+def _column(found: dict[str, dict[str, dict[str, float]]], order: dict[str, Any], arm: str, metric: str) -> Floats:
     return np.array([found[i][arm][metric] - found[i]["base"][metric] for i in order], dtype=np.float64)
 
 

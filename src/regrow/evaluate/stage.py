@@ -16,13 +16,13 @@ from regrow.evaluate.config import EMBEDDED_SUITES, EvalConfig
 from regrow.evaluate.generate import add_generated, generated_items
 from regrow.evaluate.items import Item, Record
 from regrow.evaluate.measure import Loaded, load_arm, measure
+from regrow.evaluate.stats import POWER
 from regrow.evaluate.suites import facts, lm_eval
 from regrow.evaluate.suites.heldout import heldout_items
 from regrow.evaluate.suites.known import accuracy, interleave, known, one_item_a_fact, select_known
 from regrow.evaluate.suites.local import read_local
 from regrow.evaluate.suites.own import SUITE as OWN
 from regrow.evaluate.suites.own import sample
-from regrow.evaluate.stats import POWER
 from regrow.evaluate.summary import BASE, FACTS_POOL, planned, summarise
 from regrow.evaluate.verdict import verdict
 from regrow.progress import note

@@ -1,7 +1,7 @@
 """The result in one short sentence, out of interval bounds and never out of a point estimate alone.
 
 The sentence is about unselected measures: the gain, suites in which a change can go either way, and the distance from
-the base's own dialogues. What remains of the facts the base knew (a selected suite) stands in the notes, as what it is.
+the base's own dialogues. What remains of the facts the base knew (a selected suite) stands in the notes.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
             caveats.append(f"{name}: other batches alone change {floor['flips']} of {floor['n']} results of the base.")
         if suite["mdd"] is not None and not diff["significant"] and not suite["selected"] and diff["ci"] != [0, 0]:
             size = _amount(suite["mdd"], suite["unit"])
-            caveats.append(f"{name}: {suite['n']} items find a difference of {size} with 80 % power; a smaller one may "
-                           "go unseen.")  # fmt: skip
+            seen = f"{suite['n']} items find a difference of {size} with 80 % power"
+            caveats.append(f"{name}: {seen}; a smaller one may go unseen.")
     return notes + caveats
 
 
