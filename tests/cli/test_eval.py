@@ -1,4 +1,4 @@
-"""`regrow eval` and `eval-sequence` in real processes: kinds of models, continuing after a kill, scoring once."""
+"""`regrow eval` and `eval-sequence`: kinds of models, continuing after a kill (a real process), scoring once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_cli import regrow
+from regrow.errors import DataError, RunError
 from tests.evaluate.models import perturbed
 from tests.fixtures.tiny import save_tiny_adapter, tiny_vocabulary_gguf
 
 FEW = ["--set", "evaluate.bootstrap=200", "--set", "evaluate.generate_samples=1", "--set", "evaluate.max_new_tokens=4"]
+
+
+def cli(*args: str) -> None:
+    """A command in this process: what a process of its own would add is seconds for imports."""
+    from regrow.cli import build_app
+
+    build_app()(list(args), standalone_mode=False)
 
 
 def write_items(path: Path, n: int, start: int = 0) -> str:
@@ -34,7 +41,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "eval/results.json").read_text())
 
 
-def test_a_folder_an_adapter_and_a_gguf_file(tiny_model_dir: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_an_adapter_and_a_gguf_file(tiny_model_dir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     from regrow.models.save import export_gguf
 
     monkeypatch.setenv("REGROW_CACHE", str(tmp_path / "cache"))
@@ -43,9 +50,8 @@ def test_a_folder_an_adapter_and_a_gguf_file(tiny_model_dir: Path, tmp_path: Pat
     gguf = export_gguf(tiny_model_dir, tmp_path / "tiny.gguf", "f16", source=vocabulary)
     suite = write_items(tmp_path / "news.jsonl", 30)
     out = tmp_path / "out"
-    done = regrow("eval", str(tiny_model_dir), str(adapter), str(gguf), "-o", str(out), "--suite", suite, *FEW)
-    assert done.returncode == 0, done.stderr
-    assert "news: 30 items can see a difference of " in done.stderr
+    cli("eval", str(tiny_model_dir), str(adapter), str(gguf), "-o", str(out), "--suite", suite, *FEW)
+    assert "news: 30 items can see a difference of " in capsys.readouterr().err
     records = lines(out / "eval/records.jsonl")
     assert [r["arm"] for r in records] == ["base", "after", "after-2"] * 30
     loss = {arm: [r["metrics"]["nll"] for r in records if r["arm"] == arm] for arm in ("base", "after", "after-2")}
@@ -62,8 +68,7 @@ def test_more_models_and_suites_in_a_folder_score_only_what_is_new(tiny_model_di
     scores = out / "eval/scores.jsonl"
 
     def evaluate(*args: str) -> list[dict]:
-        done = regrow("eval", *args, "-o", str(out), *FEW)
-        assert done.returncode == 0, done.stderr
+        cli("eval", *args, "-o", str(out), *FEW)
         return lines(scores)
 
     first = evaluate(base, second, "--suite", news)
@@ -73,11 +78,10 @@ def test_more_models_and_suites_in_a_folder_score_only_what_is_new(tiny_model_di
     assert {e["pass"] for e in more[len(first) :]}.isdisjoint(e["pass"] for e in first)
     wider = evaluate(base, second, third, "--suite", news, "--suite", sport)
     assert wider[: len(more)] == more and len(wider) == len(more) + 8 * 4, "three models and the noise floor"
-    other = regrow("eval", base, third, "-o", str(tmp_path / "other"), "--suite", news, "--reuse", str(out), *FEW)
-    assert other.returncode == 0, other.stderr
+    cli("eval", base, third, "-o", str(tmp_path / "other"), "--suite", news, "--reuse", str(out), *FEW)
     assert lines(tmp_path / "other/eval/scores.jsonl") == []
-    wrong = regrow("eval", base, third, "-o", str(tmp_path / "x"), "--suite", news, "--reuse", str(tmp_path / "none"))
-    assert wrong.returncode == 1 and "nothing was scored" in wrong.stderr
+    with pytest.raises(RunError, match="nothing was scored"):
+        cli("eval", base, third, "-o", str(tmp_path / "x"), "--suite", news, "--reuse", str(tmp_path / "none"))
 
 
 def test_killed_it_continues_with_the_same_command(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -88,7 +92,7 @@ def test_killed_it_continues_with_the_same_command(tiny_model_dir: Path, tmp_pat
     def command(out: Path) -> list[str]:
         return ["eval", str(tiny_model_dir), after, "-o", str(out), "--suite", suite, *small]
 
-    assert regrow(*command(tmp_path / "whole")).returncode == 0
+    cli(*command(tmp_path / "whole"))
     child = subprocess.Popen([sys.executable, "-c", "from regrow.cli import main; main()", *command(tmp_path / "cut")],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                              env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -99,8 +103,7 @@ def test_killed_it_continues_with_the_same_command(tiny_model_dir: Path, tmp_pat
     assert child.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert not (tmp_path / "cut/eval/results.json").exists()
     done = cut.read_bytes()[: cut.read_bytes().rfind(b"\n") + 1]
-    again = regrow(*command(tmp_path / "cut"))
-    assert again.returncode == 0, again.stderr
+    cli(*command(tmp_path / "cut"))
     assert cut.read_bytes().startswith(done)
     entries, whole = lines(cut), lines(tmp_path / "whole/eval/scores.jsonl")
     assert sorted((e["pass"], e["item"]) for e in entries) == sorted((e["pass"], e["item"]) for e in whole)
@@ -108,7 +111,7 @@ def test_killed_it_continues_with_the_same_command(tiny_model_dir: Path, tmp_pat
         assert (tmp_path / "cut/eval" / name).read_bytes() == (tmp_path / "whole/eval" / name).read_bytes()
 
 
-def test_a_sequence_of_trainings(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_sequence_of_trainings(tiny_model_dir: Path, tmp_path: Path, capsys) -> None:
     first = perturbed(tiny_model_dir, tmp_path / "first", seed=1)
     second = perturbed(first, tmp_path / "second", seed=2)
     tasks = [write_items(tmp_path / f"task-{k}.jsonl", 24, start=100 * k) for k in (1, 2)]
@@ -116,11 +119,11 @@ def test_a_sequence_of_trainings(tiny_model_dir: Path, tmp_path: Path) -> None:
     models = [str(m) for m in (tiny_model_dir, first, second)]
     out = tmp_path / "out"
     args = ["eval-sequence", *models, "-o", str(out), "--task", tasks[0], "--task", tasks[1], "--suite", extra]
-    done = regrow(*args, *FEW)
-    assert done.returncode == 0, done.stderr
+    cli(*args, *FEW)
+    shown = capsys.readouterr().out
     told = json.loads((out / "continual.json").read_text())
     assert told["models"] == ["base", "step-1", "step-2"] and told["tasks"] == ["task-1", "task-2"]
-    assert not told["matrix"]["general"]["task"] and "general" in done.stdout and "forgetting" in done.stdout
+    assert not told["matrix"]["general"]["task"] and "general" in shown and "forgetting" in shown
     assert results(out)["suites"]["task-1"]["kind"] == "gain"
     assert results(out)["suites"]["general"]["kind"] == "retention"
     r = {name: column["values"] for name, column in told["matrix"].items()}
@@ -128,6 +131,7 @@ def test_a_sequence_of_trainings(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert told["metrics"]["forward_transfer"]["value"] == pytest.approx(r["task-2"][1] - r["task-2"][0])
     assert told["metrics"]["average_accuracy"]["value"] == pytest.approx((r["task-1"][2] + r["task-2"][2]) / 2)
     before = (out / "eval/scores.jsonl").read_bytes()
-    assert regrow(*args, *FEW).returncode == 0 and (out / "eval/scores.jsonl").read_bytes() == before
-    wrong = regrow("eval-sequence", *models, "-o", str(out), "--task", tasks[0])
-    assert wrong.returncode == 1 and "2 trained model(s) and 1 task(s)" in wrong.stderr
+    cli(*args, *FEW)
+    assert (out / "eval/scores.jsonl").read_bytes() == before
+    with pytest.raises(DataError, match=r"2 trained model\(s\) and 1 task\(s\)"):
+        cli("eval-sequence", *models, "-o", str(out), "--task", tasks[0])

@@ -24,9 +24,9 @@ from tests.evaluate.saved import records
 CFG = EvalConfig(bootstrap=2000)
 
 # Rows: untouched base, then after each training; columns: tasks. The values were recorded from avalanche-lib 0.6.0
-# (Forgetting and BWT of avalanche.evaluation.metrics.forgetting_bwt, ForwardTransfer of forward_transfer beside it), fed
-# as its stream metrics feed them: "initial" when the task was just trained, "last" afterwards; averaged over the tasks
-# but the last (forgetting, BWT) or but the first (forward transfer).
+# (Forgetting and BWT of avalanche.evaluation.metrics.forgetting_bwt, ForwardTransfer of forward_transfer beside it),
+# fed as its stream metrics feed them: "initial" when the task was just trained, "last" afterwards; averaged over the
+# tasks but the last (forgetting, BWT) or but the first (forward transfer).
 RECORDED = [
     (
         [[0.25, 0.5, 0.125], [0.875, 0.5, 0.25], [0.625, 0.75, 0.375], [0.5, 0.625, 1.0]],

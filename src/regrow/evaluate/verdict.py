@@ -167,7 +167,8 @@ def _bounds(suite: dict[str, Any], arm: str) -> str:
 
 def _metric(suite: dict[str, Any]) -> str:
     names = {"acc": "accuracy", "nll": "token loss", "kl": "divergence from the base", "exact_match": "exact match"}
-    return names.get(suite["metric"], suite["metric"])
+    metric = str(suite["metric"])
+    return names.get(metric, metric)
 
 
 def _and(names: list[str]) -> str:
