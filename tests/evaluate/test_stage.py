@@ -89,7 +89,7 @@ def test_results_have_the_keys_of_the_schema(run) -> None:
         assert sum(d["n"] for d in suite["domains"].values()) == suite["n"]
         for compared in suite["differences"].values():
             assert set(compared) == {"vs_base", "vs_sft", "recovery"}
-            assert set(compared["vs_base"]) == {"diff", "ci", "p", "p_holm", "significant", "better"}
+            assert set(compared["vs_base"]) == {"diff", "ci", "p", "p_holm", "mdd", "significant", "better"}
     assert [(s["kind"], s["metric"], s["unit"]) for s in r["suites"].values()] == [
         ("retention", "acc", "share"), ("retention", "acc", "share"), ("gain", "acc", "share"),
         ("retention", "kl", "nats"),

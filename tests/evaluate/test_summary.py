@@ -77,13 +77,14 @@ def test_a_smaller_loss_than_plain_sft_is_partly_kept() -> None:
     assert said.startswith("The model with replay learned your data; it lost ")
     assert "points of accuracy on facts-pool, " in said and "less than plain SFT" in said
     assert r["verdict"]["notes"][0].startswith("Gain on heldout (300 items): +0.")
-    assert f"plain SFT −{100 * high:.1f} points to −{100 * low:.1f} points" in r["verdict"]["notes"][1]
+    assert f"plain SFT −{100 * high:.1f} to −{100 * low:.1f} points" in r["verdict"]["notes"][1]
 
 
 def test_a_loss_no_smaller_than_plain_sfts_is_lost() -> None:
     same = records("facts-pool", "acc", {"base": np.ones(N), "sft": right(0.7), "regrow": right(0.71, seed=1)})
     r = result(same)
     assert r["verdict"]["level"] == "lost"
+    assert r["verdict"]["sentence"].startswith("The model with replay: it lost ")
     assert "not measurably less than plain SFT" in r["verdict"]["sentence"]
     worse = result(pool(0.9, 0.5))
     assert worse["verdict"]["level"] == "lost"
@@ -104,7 +105,7 @@ def test_the_selected_suite_alone_never_makes_the_verdict() -> None:
     assert r["verdict"]["level"] == "kept"
     assert r["verdict"]["sentence"] == (
         "The model with replay learned your data; no significant change on facts-pool; it moved no more than 0.020 "
-        "nats away on own-dialogues, 97 % to 97 % less than plain SFT."
+        "nats a token from its own-dialogues, 97 to 97 % less than plain SFT."
     )
     assert r["forgetting"]["regrow"]["suite"] == "facts-pool"
     told = next(n for n in r["verdict"]["notes"] if n.startswith("Of 300 facts it knew, "))
@@ -139,8 +140,9 @@ def test_no_change_is_said_in_words_with_its_bounds_and_what_could_be_seen() -> 
     low, high = r["suites"]["facts-pool"]["differences"]["regrow"]["vs_base"]["ci"]
     told = r["verdict"]["notes"][1]
     assert told.startswith("facts-pool (300 items): no significant change, ")
-    assert f"{'−' if low < 0 else '+'}{abs(100 * low):.1f} points to " in told
-    assert any("80 % power" in n for n in r["verdict"]["notes"])
+    assert f"{'−' if low < 0 else '+'}{abs(100 * low):.1f} to " in told
+    mdd = r["suites"]["facts-pool"]["differences"]["regrow"]["vs_base"]["mdd"]
+    assert any(f"find a difference of {100 * mdd:.1f} points with 80 % power" in n for n in r["verdict"]["notes"])
     assert high >= 0
 
 
@@ -246,7 +248,7 @@ def test_headline_and_flips() -> None:
 def test_other_suites_that_became_worse_are_named() -> None:
     r = result(pool(0.7, 1.0) + records("code", "nll", {a: right(0.5) + v for a, v in
                                                         (("base", 1.0), ("sft", 1.5), ("regrow", 1.2))}))  # fmt: skip
-    assert "it lost 0.200 to 0.200 nats of token loss on code, 60 % to 60 % less" in r["verdict"]["sentence"]
+    assert "it lost 0.200 to 0.200 nats of token loss on code, 60 to 60 % less" in r["verdict"]["sentence"]
     assert "no significant change on facts-pool" in r["verdict"]["sentence"]
 
 

@@ -128,8 +128,8 @@ def _suite(
         rows = ~np.isnan(table).any(axis=1)
         if rows.any():
             secondary[other] = _arm_values(t.arms, table[rows], bootstrap_means(table[rows], cfg.bootstrap, seed), cfg)
-    spread = [minimum_detectable_difference(values[:, k] - values[:, 0], confidence=cfg.confidence)
-              for k in range(1, len(t.arms))]  # fmt: skip
+    differences = {arm: _differences(t, arm, draws, cfg) for arm in t.arms[1:]}
+    spread = [d["vs_base"]["mdd"] for d in differences.values()]
     names = list(dict.fromkeys(t.domains))
     of = np.array([names.index(d) for d in t.domains])
     return {
@@ -141,7 +141,7 @@ def _suite(
         "unit": t.unit(metric),
         "arms": _arm_values(t.arms, values, draws, cfg),
         "secondary": secondary,
-        "differences": {arm: _differences(t, arm, draws, cfg) for arm in t.arms[1:]},
+        "differences": differences,
         "domains": {
             name: {
                 "n": int((of == k).sum()),
@@ -215,7 +215,8 @@ def _difference(t: SuiteTable, arm: str, other: str, draws: Floats, cfg: EvalCon
     drawn = draws[:, t.arms.index(arm)] - draws[:, t.arms.index(other)]
     interval = percentile_interval(float((a - b).mean()), drawn, cfg.confidence)
     p = mcnemar_midp(a, b) if t.binary(t.primary) else bootstrap_p(drawn)
-    return {"diff": interval.value, "ci": _pair(interval), "p": p}
+    mdd = minimum_detectable_difference(a - b, confidence=cfg.confidence)
+    return {"diff": interval.value, "ci": _pair(interval), "p": p, "mdd": mdd}
 
 
 def _add_recovery(t: SuiteTable, suite: dict[str, Any], draws: Floats, cfg: EvalConfig) -> None:

@@ -27,8 +27,8 @@ def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
     if _identical(results, arm):
         text = f"No change: {name} does on every item as well as the base"
     else:
-        parts = [learned(results, arm), *_kept(results, arm)]
-        text = f"{name} {'; '.join(p for p in parts if p)}"
+        gained, kept = learned(results, arm), "; ".join(_kept(results, arm))
+        text = f"{name} {gained}; {kept}" if gained else f"{name}: {kept}"
     sentence = text[0].upper() + text[1:] + "."
     return {"sentence": sentence, "level": _level(results, arm), "arm": arm,
             "notes": _notes(results, arm, confidence)}  # fmt: skip
@@ -97,8 +97,8 @@ def _kept(results: dict[str, Any], arm: str) -> list[str]:
     for name, s in suites.items():
         if name not in known:
             low, high = s["differences"][arm]["vs_base"]["ci"]
-            far = f"{_range(low, high, 'nats')} a token" if low > MOVED else f"no more than {_amount(high, 'nats')}"
-            out.append(f"it moved {far} away on {name}{_against(s, arm)}")
+            far = _range(low, high, "nats") if low > MOVED else f"no more than {_amount(high, 'nats')}"
+            out.append(f"it moved {far} a token from its {name}{_against(s, arm)}")
     return out
 
 
@@ -109,7 +109,7 @@ def _against(suite: dict[str, Any], arm: str) -> str:
         return ", more than plain SFT" if vs is not None and vs["better"] is False else ""
     if vs["better"]:
         a, b = recovery["ci"]
-        return f", {a:.0%} to {b:.0%} less than plain SFT".replace("%", " %")
+        return f", {100 * a:.0f} to {100 * b:.0f} % less than plain SFT"
     return ", more than plain SFT" if vs["better"] is False else ", not measurably less than plain SFT"
 
 
@@ -120,8 +120,8 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
     suites = results["suites"]
     if gain := results["gain"].get(arm):
         suite = suites[gain["suite"]]
-        a, b = (_signed(v, suite["unit"]) for v in gain["ci"])
-        notes.append(f"Gain on {gain['suite']} ({suite['n']} items): {a} to {b} of {_metric(suite)}, {sure}.")
+        span = _span(gain["ci"], suite["unit"])
+        notes.append(f"Gain on {gain['suite']} ({suite['n']} items): {span} of {_metric(suite)}, {sure}.")
     for name, suite in judged(results).items():
         notes.append(_measured(name, suite, arm, sure) + ".")
     if left := results["remaining"].get(arm):
@@ -130,8 +130,8 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
         floor, diff = suite["noise_floor"], suite["differences"][arm]["vs_base"]
         if floor and floor["flips"]:
             caveats.append(f"{name}: other batches alone change {floor['flips']} of {floor['n']} results of the base.")
-        if suite["mdd"] is not None and not diff["significant"] and not suite["selected"] and diff["ci"] != [0, 0]:
-            size = _amount(suite["mdd"], suite["unit"])
+        if diff["mdd"] and not diff["significant"] and not suite["selected"]:
+            size = _amount(diff["mdd"], suite["unit"])
             seen = f"{suite['n']} items find a difference of {size} with 80 % power"
             caveats.append(f"{name}: {seen}; a smaller one may go unseen.")
     return notes + caveats
@@ -139,12 +139,12 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
 
 def _measured(name: str, suite: dict[str, Any], arm: str, sure: str) -> str:
     diff = suite["differences"][arm]["vs_base"]
-    a, b = (_signed(v, suite["unit"]) for v in diff["ci"])
     word = {True: "better", False: "worse", None: "no significant change"}[diff["better"]]
-    told = f"{name} ({suite['n']} items): {word}, {a} to {b} of {_metric(suite)}, {sure}"
+    if suite["metric"] == "kl" and not harmed(suite, arm):
+        word = "close to the base"
+    told = f"{name} ({suite['n']} items): {word}, {_span(diff['ci'], suite['unit'])} of {_metric(suite)}, {sure}"
     if arm != PLAIN and PLAIN in suite["differences"]:
-        low, high = (_signed(v, suite["unit"]) for v in suite["differences"][PLAIN]["vs_base"]["ci"])
-        told += f"; plain SFT {low} to {high}"
+        told += f"; plain SFT {_span(suite['differences'][PLAIN]['vs_base']['ci'], suite['unit'])}"
     return told
 
 
@@ -181,8 +181,10 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:.3f} nats" if unit == "nats" else f"{value:.3g}"
 
 
-def _signed(value: float, unit: str) -> str:
-    return f"{'−' if value < 0 else '+'}{_amount(abs(value), unit)}"
+def _span(ci: list[float], unit: str) -> str:
+    """An interval of a difference: both ends signed, one unit behind them."""
+    low, high = (f"{'−' if v < 0 else '+'}{_amount(abs(v), unit)}" for v in ci)
+    return f"{low.split()[0]} to {high}"
 
 
 def _range(low: float, high: float, unit: str) -> str:
