@@ -62,8 +62,10 @@ def compare_sequence(
     arms = ["base", *(f"step-{i}" for i in range(1, len(models)))]
     results = _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
     higher = {name: {s["metric"]: s["higher_is_better"]} for name, s in results["suites"].items()}
+    judged_by = {name: s["metric"] for name, s in results["suites"].items()}
     records = load_evaluation(output).records()
-    found = sequence_results(records, arms, names, recipe.evaluate, seed=recipe.seed, higher=higher)
+    cfg = recipe.evaluate
+    found = sequence_results(records, arms, names, cfg, seed=recipe.seed, higher=higher, judged_by=judged_by)
     atomic_write_text(output / "continual.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 

@@ -24,7 +24,8 @@ def evaluate(
     models: Annotated[list[str], typer.Argument(help="The model before, then the model(s) after.")],
     output: Output,
     suite: Annotated[
-        list[str] | None, typer.Option(help="facts, lm-eval:TASK or file:PATH.jsonl. Repeatable. Default: facts.")
+        list[str] | None,
+        typer.Option(help="facts, lm-eval:TASK, file:PATH.jsonl or recipe:PATH.yaml. Repeatable. Default: facts."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Held-out rows of your own, to measure the gain.")] = None,
     reuse: Reuse = None,
@@ -49,7 +50,7 @@ def evaluate_sequence(
     output: Output,
     task: Annotated[
         list[str],
-        typer.Option(help="What each training was about, in order: file:PATH.jsonl or lm-eval:TASK."),
+        typer.Option(help="What each training was about, in order: file:PATH, recipe:PATH or lm-eval:TASK."),
     ],
     suite: Annotated[
         list[str] | None, typer.Option(help="A further suite that no training was about, such as facts. Repeatable.")

@@ -17,7 +17,8 @@ class EvalConfig(Section):
 
     suites: list[SuiteName] = Field(default_factory=lambda: list(EMBEDDED_SUITES))
     """``facts`` (embedded retention suite), ``own-dialogues`` (the base's own held-out trees), ``heldout`` (your rows
-    that were kept out of training), ``lm-eval:TASK`` for any lm-eval task, ``file:PATH`` for a local JSONL file."""
+    that were kept out of training), ``lm-eval:TASK`` for any lm-eval task, ``file:PATH`` for a local JSONL file,
+    ``recipe:PATH`` for a YAML file that says how one is asked and judged."""
 
     gain_suites: list[SuiteName] = Field(default_factory=lambda: ["heldout"])
     """Suites in which an improvement is what training was for. The first of them that has items is the gain; all other
@@ -95,9 +96,10 @@ class EvalConfig(Section):
     def _known_suites(cls, value: list[str]) -> list[str]:
         for name in value:
             kind, _, rest = name.partition(":")
-            if name not in EMBEDDED_SUITES and not (kind in ("lm-eval", "file") and rest):
+            if name not in EMBEDDED_SUITES and not (kind in ("lm-eval", "file", "recipe") and rest):
                 raise ValueError(
-                    f"unknown suite '{name}': expected facts, own-dialogues, heldout, lm-eval:TASK or file:PATH"
+                    f"unknown suite '{name}': expected facts, own-dialogues, heldout, lm-eval:TASK, file:PATH or "
+                    "recipe:PATH"
                 )
         if len(set(value)) != len(value):
             raise ValueError("a suite is named twice")

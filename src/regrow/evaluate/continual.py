@@ -101,6 +101,7 @@ def sequence_results(
     *,
     seed: int,
     higher: dict[str, dict[str, bool]] | None = None,
+    judged_by: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything in ``continual.json``.
 
@@ -110,12 +111,12 @@ def sequence_results(
         tasks: The suite of each training, in order. Other suites are shown in the matrix and enter no metric.
         cfg: Resamples and confidence. Items are resampled within each task; all models share the draws.
         seed: Of the resampling.
-        higher: See `regrow.evaluate.tables.tables`.
+        higher, judged_by: See `regrow.evaluate.tables.tables`.
 
     Raises:
         DataError: Tasks and trainings do not match, a task has no items, or tasks are measured in different ways.
     """
-    found = {t.name: t for t in tables(records, arms, higher)}
+    found = {t.name: t for t in tables(records, arms, higher, judged_by)}
     check_sequence(arms, tasks)
     _check(found, tasks)
     metric = found[tasks[0]].primary

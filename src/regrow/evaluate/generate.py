@@ -11,7 +11,7 @@ from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Item, Record
 from regrow.evaluate.measure import Loaded
 from regrow.evaluate.render import prompt_text
-from regrow.evaluate.rouge import exact_match, rouge_l
+from regrow.evaluate.rouge import contains, exact_match, rouge_l
 from regrow.evaluate.suites.own import sample
 from regrow.progress import task
 
@@ -22,16 +22,17 @@ LONG = 4
 
 
 def generated_items(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[Item]:
-    """The items to generate for: at most ``cfg.generate_samples`` a suite.
+    """The items to generate for: at most ``cfg.generate_samples`` a suite, and all that are judged by what is written.
 
     Items of kind answer, and dialogues whose last message is the assistant's; what a model picks among choices
     is known without generating.
     """
     suites: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        if item.kind == "answer" or (item.kind == "dialogue" and _question(item)):
+        if "generate" not in item.meta and (item.kind == "answer" or (item.kind == "dialogue" and _question(item))):
             suites[item.suite].append(item)
-    return [i for found in suites.values() for i in sample(found, cfg.generate_samples, seed)]
+    judged = [i for i in items if "generate" in i.meta]
+    return judged + [i for found in suites.values() for i in sample(found, cfg.generate_samples, seed)]
 
 
 def _question(item: Item) -> list[dict[str, Any]]:
@@ -47,38 +48,47 @@ def add_generated(
 ) -> None:
     """Generate for ``items`` and put the text (``output``) and its metrics into their records.
 
-    ``exact_match`` against any accepted answer and ``rouge_l`` against the best fitting one; dialogues are compared
-    with their last message.
+    ``exact_match`` (or ``contains``, where a suite asks for that) against any accepted answer and ``rouge_l`` against
+    the best fitting one; dialogues are compared with their last message.
     """
-    settings = {
-        "dtype": str(arm.model.dtype), "device": arm.model.device.type, "max_new_tokens": cfg.max_new_tokens,
-        "max_length": cfg.max_length,
-    }  # fmt: skip
-    name = pass_key("generate", arm.revision, settings)
+    settings = {"dtype": str(arm.model.dtype), "device": arm.model.device.type, "max_length": cfg.max_length}
+
+    def limit(item: Item) -> int:
+        return int(item.meta.get("generate", {}).get("max_new_tokens", cfg.max_new_tokens))
+
+    def name(most: int) -> str:
+        return pass_key("generate", arm.revision, {**settings, "max_new_tokens": most})
+
     by_place = {(r.suite, r.item_id): r for r in records}
-    unique = {item_hash(i): i for i in items}
+    unique = {(limit(i), item_hash(i)): i for i in items}
+    groups = sorted({(limit(i), i.kind == "dialogue") for i in items})
     stop = stop_ids(arm)
     with task(f"generating {arm.arm}", len(unique), "items") as bar:
-        for talk in (False, True):
-            keys = [h for h, i in unique.items() if (i.kind == "dialogue") == talk]
+        for most, talk in groups:
+            keys = [k for k, i in unique.items() if (k[0], i.kind == "dialogue") == (most, talk)]
             texts = {h: prompt_text(arm.tokenizer, _question(unique[h])) for h in keys}
             prompts = {h: arm.tokenizer.encode(t, add_special_tokens=False) for h, t in texts.items()}
-            room = cfg.max_new_tokens * (LONG if talk else 1)
+            room = most * (LONG if talk else 1)
             keys.sort(key=lambda h: (len(prompts[h]), prompts[h]))
             for start in range(0, len(keys), BATCH):
                 batch = keys[start : start + BATCH]
-                if any(cache.get(name, h) is None for h in batch):
+                if any(cache.get(name(most), h) is None for _, h in batch):
                     said = _greedy(arm, [prompts[h][-cfg.max_length :] for h in batch], room, stop)
-                    cache.add(name, [(h, {"text": t}) for h, t in zip(batch, said, strict=True)])
+                    cache.add(name(most), [(h, {"text": t}) for (_, h), t in zip(batch, said, strict=True)])
                 bar.advance(len(batch))
     for item in items:
-        value = cache.get(name, item_hash(item))
+        value = cache.get(name(limit(item)), item_hash(item))
         if value is None:
             raise RuntimeError(f"item {item.suite}:{item.id} was not generated")
         record = by_place[item.suite, item.id]
         record.output = value["text"]
         references = item.answers if item.kind == "answer" else [str(item.messages[-1]["content"])]
-        record.metrics["exact_match"] = float(exact_match(record.output, references))
+        if item.meta.get("generate", {}).get("metric") == "contains":
+            record.metrics["contains"] = float(contains(record.output, references))
+        else:
+            record.metrics["exact_match"] = float(exact_match(record.output, references))
+        if "generate" in item.meta:
+            del record.metrics["acc"]  # right is what was written, not what would have been likely
         record.metrics["rouge_l"] = max(rouge_l(record.output, r) for r in references)
 
 

@@ -1,4 +1,4 @@
-"""Comparing generated text with a reference: normalised exact match and ROUGE-L."""
+"""Comparing generated text with a reference: normalised exact match, containment and ROUGE-L."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ def exact_match(text: str, references: list[str]) -> bool:
     line = next((part for part in text.splitlines() if part.strip()), "")
     said = normalise(line)
     return any(said == normalise(r) for r in references)
+
+
+def contains(text: str, references: list[str]) -> bool:
+    """Whether one of the references occurs in the text as whole words, after `normalise`."""
+    said = f" {normalise(text)} "
+    return any(wanted and f" {wanted} " in said for wanted in map(normalise, references))
 
 
 def rouge_l(text: str, reference: str) -> float:

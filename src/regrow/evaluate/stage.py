@@ -23,6 +23,7 @@ from regrow.evaluate.suites.known import accuracy, interleave, known, one_item_a
 from regrow.evaluate.suites.local import read_local
 from regrow.evaluate.suites.own import SUITE as OWN
 from regrow.evaluate.suites.own import sample
+from regrow.evaluate.suites.recipe import read_recipe
 from regrow.evaluate.summary import BASE, FACTS_POOL, planned, summarise
 from regrow.evaluate.verdict import verdict
 from regrow.progress import note
@@ -86,6 +87,8 @@ def build_suites(
         kind, _, rest = name.partition(":")
         if kind == "file":
             items += read_local(rest)
+        elif kind == "recipe":
+            items += read_recipe(rest)
         elif kind == "lm-eval":
             items += lm_eval.task_items(rest, cfg)
     if "heldout" in cfg.suites:
@@ -182,7 +185,8 @@ def evaluate(
     paths = {arm: resolve_model(str(path)).path for arm, path in models.items()}
     announce(wanted, cfg)
     talks = any(i.kind == "dialogue" for i in wanted)
-    to_write = generated_items(wanted, cfg, seed) if cfg.generate_samples else []
+    to_write = generated_items(wanted, cfg, seed)
+    judged_by = {i.suite: i.meta["generate"]["metric"] for i in wanted if "generate" in i.meta}
     records: dict[str, list[Record]] = {}
     noise: list[Record] = []
     higher: dict[str, dict[str, bool]] = {}
@@ -207,7 +211,7 @@ def evaluate(
             _free()
     flat = [r for rows in zip(*records.values(), strict=True) for r in rows]
     pool = next((i.meta["pool"] for i in wanted if "pool" in i.meta), None)
-    results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher)
+    results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher, judged_by=judged_by)
     results["verdict"] = verdict(results, cfg.confidence)
     results["settings"] = {**cfg.model_dump(mode="json"), "seed": seed}
     results["versions"] = _versions()

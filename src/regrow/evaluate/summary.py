@@ -45,6 +45,7 @@ def summarise(
     noise: Sequence[Record] = (),
     pool: dict[str, Any] | None = None,
     higher: dict[str, dict[str, bool]] | None = None,
+    judged_by: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything in ``results.json`` that follows from the records alone.
 
@@ -55,9 +56,9 @@ def summarise(
         seed: Of the resampling.
         noise: The base's records of a second pass in other batches; suites without them have no noise floor.
         pool: Facts about the candidate pool of suite ``facts``.
-        higher: See `tables`.
+        higher, judged_by: See `tables`.
     """
-    found = tables(records, arms, higher)
+    found = tables(records, arms, higher, judged_by)
     floors = {t.name: t for t in tables(noise, [BASE])}
     resamples = _resamples(cfg, len(found))
     draws = {t.name: bootstrap_means(t.metrics[t.primary], resamples, seed) for t in found}

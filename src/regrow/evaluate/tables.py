@@ -13,7 +13,7 @@ from regrow.evaluate.stats import Floats
 from regrow.evaluate.suites.own import SUITE as OWN
 
 LOWER_IS_BETTER = ("nll", "kl")
-SHARES = ("acc", "exact_match", "rouge_l")
+SHARES = ("acc", "exact_match", "contains", "rouge_l")
 NATS = ("nll", "kl", "margin")
 PREFERRED = ("acc", "nll", "exact_match")
 
@@ -28,6 +28,7 @@ class SuiteTable:
         arms: Column names, base first.
         metrics: Metric -> ``(n, arms)``; NaN where an item has no such metric (only some are generated).
         higher: Metric -> whether higher is better, where the suite says so itself.
+        judged_by: The metric that the suite says it is about, if it does.
     """
 
     name: str
@@ -36,6 +37,7 @@ class SuiteTable:
     arms: list[str]
     metrics: dict[str, Floats]
     higher: dict[str, bool]
+    judged_by: str | None = None
 
     def whole(self, metric: str) -> bool:
         """Whether every item has the metric under every arm."""
@@ -43,7 +45,10 @@ class SuiteTable:
 
     @property
     def primary(self) -> str:
-        """The metric that verdicts are about: KL for the base's own dialogues, else accuracy, else token loss."""
+        """The metric that verdicts are about: the suite's own choice, else KL for the base's own dialogues, else
+        accuracy, else token loss."""
+        if self.judged_by is not None:
+            return self.judged_by
         order = ("kl", *PREFERRED) if self.name == OWN else PREFERRED
         rest = sorted(m for m in self.metrics if m not in ("tokens", "margin", "confidence"))
         found: str = next(m for m in (*order, *rest) if self.whole(m))
@@ -71,7 +76,10 @@ class SuiteTable:
 
 
 def tables(
-    records: Sequence[Record], arms: Sequence[str], higher: dict[str, dict[str, bool]] | None = None
+    records: Sequence[Record],
+    arms: Sequence[str],
+    higher: dict[str, dict[str, bool]] | None = None,
+    judged_by: dict[str, str] | None = None,
 ) -> list[SuiteTable]:
     """One table a suite, in the order of first appearance.
 
@@ -79,6 +87,7 @@ def tables(
         records: Every item once under every arm.
         arms: Names, base first.
         higher: Suite -> metric -> whether higher is better, for metrics that are not ours.
+        judged_by: Suite -> its primary metric, where that is not by our order.
 
     Raises:
         ValueError: An item is missing under an arm, or is there twice.
@@ -101,5 +110,6 @@ def tables(
             for m in names
         }
         domains = [found[arms[0]].domain for found in items.values()]
-        out.append(SuiteTable(suite, list(items), domains, list(arms), metrics, (higher or {}).get(suite, {})))
+        directions, metric = (higher or {}).get(suite, {}), (judged_by or {}).get(suite)
+        out.append(SuiteTable(suite, list(items), domains, list(arms), metrics, directions, metric))
     return out

@@ -166,7 +166,13 @@ def _bounds(suite: dict[str, Any], arm: str) -> str:
 
 
 def _metric(suite: dict[str, Any]) -> str:
-    names = {"acc": "accuracy", "nll": "token loss", "kl": "divergence from the base", "exact_match": "exact match"}
+    names = {
+        "acc": "accuracy",
+        "nll": "token loss",
+        "kl": "divergence from the base",
+        "exact_match": "exact match",
+        "contains": "answers that contain the right one",
+    }
     metric = str(suite["metric"])
     return names.get(metric, metric)
 

@@ -11,6 +11,7 @@ METRIC_NAMES = {
     "acc_norm": "accuracy (length-normalised)",
     "exact_match": "exact match",
     "rouge_l": "ROUGE-L",
+    "contains": "contains the answer",
     "nll": "loss",
     "kl": "KL from the base",
 }

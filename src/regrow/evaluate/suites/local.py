@@ -24,9 +24,21 @@ TAKEN = (*EMBEDDED_SUITES, "facts-pool")
 
 
 def suite_of(name: str) -> str:
-    """The suite that ``file:PATH`` or another entry of ``evaluate.suites`` becomes."""
+    """The suite that ``file:PATH``, ``recipe:PATH`` or another entry of ``evaluate.suites`` becomes."""
     kind, _, rest = name.partition(":")
-    return Path(rest).stem if kind == "file" else name
+    return Path(rest).stem if kind in ("file", "recipe") else name
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file that would be named like an embedded suite.
+
+    Raises:
+        DataError: It would.
+    """
+    if path.stem in TAKEN:
+        raise DataError(
+            f"the name '{path.stem}' belongs to an embedded suite", where=str(path), hint="Rename the file."
+        )
 
 
 def read_local(path: str | Path) -> list[Item]:
@@ -37,8 +49,7 @@ def read_local(path: str | Path) -> list[Item]:
     """
     path = Path(path)
     suite = path.stem
-    if suite in TAKEN:
-        raise DataError(f"the name '{suite}' belongs to an embedded suite", where=str(path), hint="Rename the file.")
+    check_name(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
