@@ -16,6 +16,7 @@ in the context), the inferencer how its answer is taken, the metric how that is 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -113,9 +114,7 @@ def _item(item: Item, recipe: SuiteRecipe, head: list[Message], path: Path) -> I
     if recipe.instruction.opening:
         messages.append({"role": "assistant", "content": recipe.instruction.opening})
     if recipe.inferencer == "likelihood":
-        return Item(
-            item.id, path.stem, item.domain, item.kind, messages, item.choices, item.answer_index, item.answers
-        )
+        return replace(item, suite=path.stem, messages=messages)
     answers = item.answers
     if item.kind == "choice":
         n, text = item.answer_index + 1, item.choices[item.answer_index]
