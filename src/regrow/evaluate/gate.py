@@ -102,8 +102,8 @@ class Gate:
         """A JUnit XML report: one test case a check."""
         failures = sum(c.outcome != "passed" for c in self.checks)
         counts = {"tests": str(len(self.checks)), "failures": str(failures), "errors": "0", "skipped": "0"}
-        root = ET.Element("testsuites", name="regrow gate", **counts)
-        suite = ET.SubElement(root, "testsuite", name=_xml(f"regrow gate {self.arm}"), time="0", **counts)
+        root = ET.Element("testsuites", {"name": "regrow gate", **counts})
+        suite = ET.SubElement(root, "testsuite", {"name": _xml(f"regrow gate {self.arm}"), "time": "0", **counts})
         for check in self.checks:
             case = ET.SubElement(suite, "testcase", classname="regrow.gate", name=_xml(check.name), time="0")
             if check.outcome == "passed":

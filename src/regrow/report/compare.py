@@ -90,11 +90,11 @@ def _state(path: Path, stages: dict[str, Any]) -> str:
 
 def _alive(path: Path) -> bool:
     """Whether the process that owns the run is there. A process on another machine counts as alive."""
-    import psutil
+    import psutil  # type: ignore[import-untyped,unused-ignore]
 
     try:
         owner = json.loads((path / OWNER).read_text(encoding="utf-8"))
-        return owner["host"] != socket.gethostname() or psutil.pid_exists(int(owner["pid"]))
+        return bool(owner["host"] != socket.gethostname() or psutil.pid_exists(int(owner["pid"])))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
