@@ -99,23 +99,40 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         suite(tmp_path, started)
 
 
-def test_a_suite_that_is_written_is_judged_by_what_every_model_writes(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """All items are generated, at their own length, although the settings ask for no samples."""
+def test_a_suite_that_is_written_is_judged_by_what_every_model_writes(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All items are generated, at their own length and once, although the settings ask for no samples."""
+    asked: list[tuple[str, int, int]] = []
+
+    def write(arm, prompts, max_new_tokens, stop):
+        asked.append((arm.arm, len(prompts), max_new_tokens))
+        return ["It is Rome, I think." if arm.arm == "base" else "Paris" for _ in prompts]
+
+    monkeypatch.setattr("regrow.evaluate.generate._greedy", write)
     suite(tmp_path, ANSWERS, inferencer="generate", metric="contains", max_new_tokens=3)
     cfg = EvalConfig(suites=[f"recipe:{tmp_path / 'mine.yaml'}"], generate_samples=0, bootstrap=200)
-    path = build_suites(cfg, resolve_model(str(tiny_model_dir)), [], tmp_path / "suites", seed=0)
-    items = [Item(**json.loads(line)) for line in path.read_text().splitlines()]
     models = {"base": tiny_model_dir, "other": perturbed(tiny_model_dir, tmp_path / "other")}
-    r = evaluate(models, items, cfg, tmp_path / "eval", seed=0).results
-    found = r["suites"]["mine"]
+
+    def results() -> dict:
+        path = build_suites(cfg, resolve_model(str(tiny_model_dir)), [], tmp_path / "suites", seed=0)
+        items = [Item(**json.loads(line)) for line in path.read_text().splitlines()]
+        return evaluate(models, items, cfg, tmp_path / "eval", seed=0).results["suites"]["mine"]
+
+    found = results()
+    assert asked == [("base", 5, 3), ("other", 5, 3)]
     assert (found["metric"], found["unit"], found["n"]) == ("contains", "share", 5)
+    assert {a: v["value"] for a, v in found["arms"].items()} == {"base": 1.0, "other": 0.0}
+    assert found["flips"]["other"]["lost"] == 5
     assert found["noise_floor"] is None, "the second pass writes nothing"
     records = [json.loads(line) for line in (tmp_path / "eval/records.jsonl").read_text().splitlines()]
     assert all(set(rec["metrics"]) == {"contains", "rouge_l", "nll", "tokens", "margin"} for rec in records)
-    longer = [Item(**{**json.loads(line), "meta": {"generate": {"max_new_tokens": 9, "metric": "contains"}}})
-              for line in path.read_text().splitlines()]  # fmt: skip
-    before = {rec["item_id"]: rec["output"] for rec in records if rec["arm"] == "base"}
-    evaluate(models, longer, cfg, tmp_path / "eval", seed=0)
-    again = [json.loads(line) for line in (tmp_path / "eval/records.jsonl").read_text().splitlines()]
-    after = {rec["item_id"]: rec["output"] for rec in again if rec["arm"] == "base"}
-    assert all(after[k].startswith(before[k]) for k in before) and after != before
+    assert records[0]["output"] == "It is Rome, I think."
+    results()
+    assert len(asked) == 2, "nothing is written twice"
+    suite(tmp_path, ANSWERS, inferencer="generate", metric="exact_match", max_new_tokens=9)
+    found = results()
+    assert asked[2:] == [("base", 5, 9), ("other", 5, 9)], "another length is another answer"
+    assert found["metric"] == "exact_match" and found["arms"]["base"]["value"] == 0, (
+        "the line says more than the answer"
+    )
