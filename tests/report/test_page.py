@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from regrow.errors import RunError
+from regrow.report import sections
 from regrow.report.build import build_report, load_report
+from regrow.report.load import load_run
 from tests.report.fixture_run import make_run
 from tests.report.pages import Page, parse
 
@@ -126,6 +128,36 @@ def test_the_numbers_on_the_page_are_those_of_the_results(run: Path, page: Page)
     recovery = results["suites"]["facts"]["differences"]["regrow"]["recovery"]["value"]
     assert f"{recovery * 100:.0f} %" in text
     assert "(facts)" not in text and "7e27bd9f95328f0f" in text and "replay_ratio: 0.2" in text
+
+
+def test_the_headline_has_its_own_words_and_marks_the_selected_suite(run: Path, page: Page, tmp_path: Path) -> None:
+    results = json.loads((run / "eval" / "results.json").read_text())
+    titles = [e.text for e in page.all("th")]
+    assert "Moved from its own words" in titles and "Of the facts it knew, remain" in titles
+    moved = results["suites"]["own-dialogues"]["differences"]["regrow"]["vs_base"]["diff"]
+    assert f"+{moved:.3f}" in page.text() and "any change reads as a loss" in page.text()
+    assert page.text().count("what it knew, chosen because the base gets it right") == 1
+    copy = shutil.copytree(run, tmp_path / "run")
+    del results["remaining"]
+    results["verdict"]["notes"] = ["first number", "second number"]
+    (copy / "eval" / "results.json").write_text(json.dumps(results))
+    older = parse(build_report(copy, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Kept of the base’s score" in [e.text for e in older.all("th")], "results of an earlier version"
+    assert "first number" in [e.text for e in older.all("li")]
+
+
+def test_won_back_is_read_where_plain_sft_lost_something(run: Path) -> None:
+    """The headline suite shows no loss of plain SFT; on its own dialogues there was one."""
+    found = load_run(run)
+    assert found.results is not None
+    none = {"value": None, "ci": None, "defined": False, "reason": "nothing to win back"}
+    found.results["suites"]["facts"]["differences"]["regrow"]["recovery"] = none
+    row = next(r for r in sections.headline(found) if r["arm"] == "regrow")
+    expected = found.results["suites"]["own-dialogues"]["differences"]["regrow"]["recovery"]["value"]
+    assert (row["recovery_on"], row["recovery"]) == ("own-dialogues", f"{expected * 100:.0f}\N{NO-BREAK SPACE}%")
+    found.results["suites"]["own-dialogues"]["differences"]["regrow"]["recovery"] = none
+    row = next(r for r in sections.headline(found) if r["arm"] == "regrow")
+    assert (row["recovery"], row["recovery_on"], row["recovery_why"]) == ("–", "", "nothing to win back")
 
 
 def test_items_are_counted_as_in_the_results(run: Path, page: Page) -> None:
