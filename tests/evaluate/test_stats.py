@@ -119,7 +119,7 @@ def test_holm_is_the_closure_of_bonferroni(p_values: list[float]) -> None:
 
 
 def test_holm_on_a_worked_case() -> None:
-    """Holm (1979), section 3, by hand: 4 x .005, 3 x .011, 2 x .02, then monotone."""
+    """By hand: 4 x .005, 3 x .011, 2 x .02, then monotone."""
     assert holm([0.02, 0.005, 0.04, 0.011]) == pytest.approx([0.04, 0.02, 0.04, 0.033])
     assert holm([]) == []
 

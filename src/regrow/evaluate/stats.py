@@ -139,8 +139,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable_change(n: int, discordance: float, *, confidence: float = 0.95, power: float = POWER) -> float | None:
     """The smallest difference of two accuracies on the same ``n`` items that McNemar's test finds, known beforehand.
 
-    Solves Connor's sample size (Biometrics 43, 1987, eq. 3) ``n d^2 = (z_a sqrt(c) + z_b sqrt(c - d^2))^2`` for the
-    difference d, with z_a two-sided.
+    Solves Connor's sample size for paired proportions (Biometrics 43, 1987) for the difference d, with z_a two-sided:
+    ``n d^2 = (z_a sqrt(c) + z_b sqrt(c - d^2))^2``.
 
     Args:
         n: Items.
