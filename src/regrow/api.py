@@ -110,6 +110,7 @@ def grow(
     tokens: int | None = None,
     topics: Sequence[str] | None = None,
     engine: str | None = None,
+    url: str | None = None,
     top_logprobs: int | None = None,
     seed: int = 0,
     settings: Settings | None = None,
@@ -123,7 +124,8 @@ def grow(
         dialogues: How many dialogues (or give ``tokens``).
         tokens: How many tokens of distinct turns.
         topics: One tree a topic; built-in fields of knowledge by default.
-        engine: ``auto``, ``transformers``, ``openvino`` or ``dummy``.
+        engine: ``auto``, ``transformers``, ``openvino``, ``openai``, ``vllm``, ``llama.cpp`` or ``dummy``.
+        url: A server with the OpenAI completions API that serves ``model`` (engine ``openai``).
         top_logprobs: Keep the k likeliest tokens of each position (for soft replay).
         seed: All randomness comes from it.
         settings: Any other recipe keys.
@@ -135,7 +137,8 @@ def grow(
         grow__dialogues=dialogues,
         grow__tokens=tokens,
         grow__topics=list(topics) if topics is not None else None,
-        grow__engine=engine,
+        grow__engine=engine or ("openai" if url else None),
+        grow__server__url=url,
         grow__top_logprobs=top_logprobs,
         seed=seed,
     )

@@ -182,7 +182,9 @@ def _grow_speed(recipe: Recipe, model: ResolvedModel) -> tuple[float, str]:
     from regrow.engines.choose import make_engine
     from regrow.models.load import load_tokenizer
 
-    engine = make_engine(recipe.grow.engine, model, seed=recipe.seed)
+    grow = recipe.grow
+    server = grow.server.model_copy(update={"cache": False})  # a remembered answer says nothing about speed
+    engine = make_engine(grow.engine, model, seed=recipe.seed, server=server, serve=grow.serve)
     try:
         prompt = tuple(load_tokenizer(model.path).encode("The topic is"))
         params = SampleParams(max_new_tokens=24, temperature=1.0)

@@ -24,7 +24,12 @@ def grow(
     tokens: Annotated[int | None, typer.Option(help="How many tokens (instead of --dialogues).")] = None,
     topics: Annotated[Path | None, typer.Option(help="A file with one topic a line.")] = None,
     ask_topics: Annotated[int | None, typer.Option(help="Ask the model for this many topics.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, transformers, openvino or dummy.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, transformers, openvino, openai, vllm, llama.cpp or dummy.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A server with the OpenAI completions API that serves MODEL (engine openai).")
+    ] = None,
     top_logprobs: Annotated[
         int | None, typer.Option(help="Keep the model's k likeliest tokens at each position (soft replay).")
     ] = None,
@@ -44,7 +49,8 @@ def grow(
         grow__tokens=tokens,
         grow__topics_file=str(topics) if topics else None,
         grow__ask_topics=ask_topics,
-        grow__engine=engine,
+        grow__engine=engine or ("openai" if url else None),
+        grow__server__url=url,
         grow__top_logprobs=top_logprobs,
         seed=seed,
     )

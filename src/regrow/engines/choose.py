@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
+from regrow.engines.config import EngineName, ServeConfig, ServerConfig
 from regrow.errors import EngineError, MissingExtra
 from regrow.progress import note
 
 if TYPE_CHECKING:
     from regrow.engines.base import Engine
+    from regrow.engines.config import ServedName
     from regrow.models.config import Dtype
     from regrow.models.load import ResolvedModel
-
-EngineName = Literal["auto", "transformers", "openvino", "dummy"]
 
 
 def make_engine(
@@ -25,19 +25,24 @@ def make_engine(
     device: str = "auto",
     batch_size: int | None = None,
     memory_gib: float | None = None,
+    server: ServerConfig | None = None,
+    serve: ServeConfig | None = None,
 ) -> Engine:
     """Start an engine, and say in one line which one and why.
 
     Args:
-        name: ``transformers``, ``openvino``, ``dummy``, or ``auto``: OpenVINO GenAI when the machine has no GPU that
-            torch can use, the package is installed, the model came from a GGUF or has an OpenVINO form, and OpenVINO
-            can read it; else transformers.
+        name: ``transformers``, ``openvino``, ``dummy``; ``openai`` (a server at ``server.url``); ``vllm`` and
+            ``llama.cpp`` (a server that is started here and stopped with the engine); or ``auto``: OpenVINO GenAI when
+            the machine has no GPU that torch can use, the package is installed, the model came from a GGUF or has an
+            OpenVINO form, and OpenVINO can read it; else transformers.
         model: The resolved model.
         seed: Used by the dummy only; the others take all randomness from the requests.
         dtype: Number format of the weights; see `TransformersEngine` and `OpenVinoEngine`.
         device: Device of the transformers engine; OpenVINO runs on the CPU.
         batch_size: Most sequences at once; None lets the engine choose.
         memory_gib: For caches; None lets the engine choose.
+        server: Address and limits of the server engines.
+        serve: How the engines ``vllm`` and ``llama.cpp`` start theirs.
 
     Raises:
         EngineError: Unknown name, or the engine cannot run the model.
@@ -58,8 +63,12 @@ def make_engine(
         return _openvino(model, dtype, sizes, "as asked")
     if name == "transformers":
         return _transformers(model, dtype, device, sizes, "as asked")
+    if name == "openai":
+        return _server(model, server or ServerConfig())
+    if name in ("vllm", "llama.cpp"):
+        return _served(name, model, server or ServerConfig(), serve or ServeConfig())
     if name != "auto":
-        raise EngineError(f"no engine '{name}'", hint="one of auto, transformers, openvino, dummy")
+        raise EngineError(f"no engine '{name}'", hint=f"one of {', '.join(get_args(EngineName))}")
     reason = _against_openvino(model, device)
     if reason is None:
         try:
@@ -67,6 +76,35 @@ def make_engine(
         except EngineError as error:
             reason = error.message
     return _transformers(model, dtype, device, sizes, reason)
+
+
+def _server(model: ResolvedModel, server: ServerConfig) -> Engine:
+    from regrow.engines.openai import OpenAIEngine
+
+    engine = OpenAIEngine(model, server)
+    note(f"engine: openai, {engine.info.version} at {server.url} serves {engine.info.model} ({_tells(engine)})")
+    return engine
+
+
+def _served(name: ServedName, model: ResolvedModel, server: ServerConfig, serve: ServeConfig) -> Engine:
+    from regrow.engines.openai import OpenAIEngine
+    from regrow.engines.serve import start
+
+    if find_spec("httpx2") is None:
+        raise MissingExtra("httpx2", "server", f"the {name} engine")
+    started = start(name, model, serve)
+    try:
+        here = server.model_copy(update={"url": started.url, "model": None, "api_key_env": None})
+        engine = OpenAIEngine(model, here, key=started.key, name=name, home=name, on_close=started.close)
+    except BaseException:
+        started.close()
+        raise
+    note(f"engine: {engine.info.version}, {engine.info.dtype} ({_tells(engine)})")
+    return engine
+
+
+def _tells(engine: Engine) -> str:
+    return "with log-probabilities" if engine.info.gives_logprobs else "no log-probabilities of the model"
 
 
 def _against_openvino(model: ResolvedModel, device: str) -> str | None:

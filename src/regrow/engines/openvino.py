@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from regrow.engines.base import Completion, EngineInfo, Finish, Request, Score, ScoreRow
 from regrow.engines.memory import GIB, default_budget
 from regrow.engines.stopping import check_request, completion
-from regrow.errors import EngineError, MissingExtra, ModelError
+from regrow.engines.weights import gguf_file
+from regrow.errors import EngineError, MissingExtra
 
 if TYPE_CHECKING:
     from regrow.models.config import Dtype
@@ -215,7 +216,7 @@ class OpenVinoEngine:
         self._pipeline = None
 
 
-def model_file(model: ResolvedModel, quant: str) -> tuple[Path, str]:
+def model_file(model: ResolvedModel, quant: Literal["f16", "q8_0"]) -> tuple[Path, str]:
     """The file or folder OpenVINO is to read, written into the cache when it is not there yet.
 
     Args:
@@ -228,23 +229,6 @@ def model_file(model: ResolvedModel, quant: str) -> tuple[Path, str]:
     Raises:
         EngineError: The model can be written neither way.
     """
-    from filelock import FileLock
-
-    from regrow.models.cache import cache_dir
-    from regrow.models.gguf_export import export_gguf
-
     if (model.path / IR_FILE).is_file():
         return model.path, "openvino"
-    target = cache_dir() / "openvino" / model.revision / f"model-{quant}.gguf"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_suffix(".lock")):
-        if not target.is_file():
-            try:
-                export_gguf(model.path, target, quant, source=model.gguf)
-            except ModelError as error:
-                raise EngineError(
-                    f"the model cannot be written for OpenVINO: {error.message}",
-                    where=error.where or model.name,
-                    hint="engine: transformers",
-                ) from error
-    return target, quant
+    return gguf_file(model, quant, "OpenVINO"), quant

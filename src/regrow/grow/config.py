@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regrow.engines.config import EngineName, ServeConfig, ServerConfig
 from regrow.section import Section
 
 NAMED_SHAPES = ("auto", "balance", "wide", "mixed-turns")
@@ -106,8 +107,9 @@ class ScreenConfig(Section):
 class GrowConfig(Section):
     """Tree Generation: what is grown, how much of it, and what is thrown away."""
 
-    engine: Literal["auto", "transformers", "openvino", "dummy"] = "auto"
-    """What samples: ``auto`` takes OpenVINO on a CPU where it can read the model, else transformers."""
+    engine: EngineName = "auto"
+    """What samples: ``auto`` takes OpenVINO on a CPU where it can read the model, else transformers. ``openai`` asks
+    the server at ``server.url``; ``vllm`` and ``llama.cpp`` start a server and stop it with the run."""
     mode: Literal["chat", "pretrain"] = "chat"
     """``chat`` grows dialogues (TG-SFT); ``pretrain`` grows plain text from a base model without a chat template
     (TG-PT)."""
@@ -176,6 +178,10 @@ class GrowConfig(Section):
     """Cosine to a kept sibling above which a candidate is dropped whatever its relevance [G]."""
     screen: ScreenConfig = Field(default_factory=ScreenConfig)
     """What makes a candidate unfit."""
+    server: ServerConfig = Field(default_factory=ServerConfig)
+    """The server that the engines ``openai``, ``vllm`` and ``llama.cpp`` ask."""
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+    """How the server of ``vllm`` or ``llama.cpp`` is started."""
 
     top_logprobs: int = Field(default=0, ge=0, le=1024)
     """Store the base model's k likeliest tokens and their log-probabilities for every kept token (soft replay; 32 is
@@ -230,6 +236,8 @@ class GrowConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> GrowConfig:
+        if self.engine == "openai" and self.server.url is None:
+            raise ValueError("engine 'openai' needs the address of a server in server.url")
         if self.tokens is not None and self.dialogues is not None:
             raise ValueError("give either 'dialogues' or 'tokens', not both")
         sources = [name for name in ("topics", "topics_file", "ask_topics") if getattr(self, name)]

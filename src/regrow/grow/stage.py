@@ -37,6 +37,8 @@ _MAY_CHANGE = (
     "keep_system",
     "refill_rounds",
     "engine",
+    "server",
+    "serve",
     "topics_file",
 )
 """Settings that a resumed run may change: they do not decide what a node says (the engine's own name is compared
@@ -134,7 +136,7 @@ def grow(
     script: Script = TextScript(cfg, tokenizer) if cfg.mode == "pretrain" else ChatScript(cfg, tokenizer)
     with ExitStack() as stack:
         if engine is None:
-            engine = make_engine(cfg.engine, model, seed=seed)
+            engine = make_engine(cfg.engine, model, seed=seed, server=cfg.server, serve=cfg.serve)
             stack.callback(engine.close)
         store = stack.enter_context(Store.create_or_resume(out, identity(cfg, model, engine, seed)))
         before = store.totals().candidates
