@@ -116,7 +116,7 @@ class OpenAIEngine:
             entry = self._find_model(self._client.call(self._client.get("/v1/models")))
             self._model = str(entry["id"])
             self._dialect = dialect_of(entry)
-            meta = entry.get("meta") if isinstance(entry.get("meta"), dict) else {}
+            meta = entry.get("meta") or {}
             contexts = (
                 getattr(config, "max_position_embeddings", None), entry.get("max_model_len"), meta.get("n_ctx"),
             )  # fmt: skip
