@@ -101,8 +101,16 @@ ASKED = [
 # -- the distribution ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["vllm", "llamacpp", "one by one"])
-@pytest.mark.parametrize("setting", [{}, {"temperature": 1.3, "top_p": 0.7}, {"top_k": 20}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("vllm", {}),
+        ("vllm", {"temperature": 1.3, "top_p": 0.7}),
+        ("llamacpp", {"top_k": 20}),
+        ("one by one", {}),
+    ],
+    ids=str,
+)
 def test_next_token_frequencies_are_those_of_the_model(tokenizer, connect, setting, kind):
     import torch
 
