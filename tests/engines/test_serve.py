@@ -204,12 +204,12 @@ def test_an_engine_starts_its_server_and_stops_it(model, fake_servers, name, cap
 
 
 def test_a_server_whose_probe_fails_is_stopped(model, fake_servers, monkeypatch):
-    from regrow.engines import openai
+    from regrow.engines import asking
 
     closed = []
     real = Server.close
     monkeypatch.setattr(Server, "close", lambda self: (closed.append(self), real(self))[1])
-    monkeypatch.setattr(openai.OpenAIEngine, "_probe", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(asking.Asker, "_probe", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         make_engine("vllm", model, server=ServerConfig(), serve=fake_servers)
     assert closed and not closed[0].running

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from regrow.engines.asking import PROBE_SEED
 from regrow.engines.dummy import DummyEngine
 from regrow.errors import EngineError
 from regrow.grow.corpus import corpus_facts, read_nodes
@@ -112,7 +113,7 @@ def test_after_a_dead_server_the_same_command_goes_on(
     done = grow(tiny_model_dir, tmp_path / "c", configured(server.url))
     assert done.resumed_nodes > 0
     assert snapshot(tmp_path / "c") == snapshot(tmp_path / "calm")
-    again = {json.dumps(b, sort_keys=True) for b in answered if b["seed"] != 20_240_611}
+    again = {json.dumps(b, sort_keys=True) for b in answered if b["seed"] != PROBE_SEED}
     assert not again & {json.dumps(b, sort_keys=True) for b in server.sampled()}
 
 
@@ -144,7 +145,7 @@ def test_a_killed_run_pays_for_nothing_twice(tiny_model_dir: Path, tmp_path: Pat
         pass
     doomed.send_signal(signal.SIGKILL)
     doomed.wait()
-    answered = [b for b in server.bodies[:40] if b["seed"] != 20_240_611]
+    answered = [b for b in server.bodies[:40] if b["seed"] != PROBE_SEED]
     server.misbehave = lambda number, body: None
     gate.set()
     while server.active:

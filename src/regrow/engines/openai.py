@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regrow.engines.base import Completion, EngineInfo, Request, SampleParams, Score, ScoreRow
+from regrow.engines.asking import Asker
+from regrow.engines.base import Completion, EngineInfo, Request, Score, ScoreRow
 from regrow.engines.client import Client, Refused
 from regrow.engines.config import ServerConfig
-from regrow.engines.dialects import Choice, Malformed, Reply, dialect_of
+from regrow.engines.dialects import Choice, Reply, dialect_of
 from regrow.engines.request_cache import RequestCache, request_key
-from regrow.engines.stopping import check_request, completion, decode
+from regrow.engines.stopping import check_request, completion
 from regrow.errors import EngineError
 from regrow.progress import note
 
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
 
-_PROBE_TEXT = "The capital of France is"
-_PROBE_SEED = 20_240_611
-_PROBE_TOKENS = 12
 _MOST_SIBLINGS = 128
-_SAME_NATS = 0.02
-"""Two log-probabilities of one token at two temperatures agree to this when the temperature does not enter them:
-more than the rounding of bfloat16 kernels, far less than what halving the temperature does."""
 
 
 @dataclass(slots=True)
@@ -109,22 +102,19 @@ class OpenAIEngine:
         config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code).get_text_config()
         self._vocabulary = max(len(self._tokenizer), int(config.vocab_size))
         self._special = frozenset(self._tokenizer.all_special_ids)
-        self._stop_text: Callable[[int], str] = lru_cache(maxsize=None)(lambda i: decode(self._tokenizer, [i]))
         self._client = Client(server.url, key if key is not None else api_key(server), server)
         self._cache: RequestCache | None = None
         try:
             entry = self._find_model(self._client.call(self._client.get("/v1/models")))
-            self._model = str(entry["id"])
             self._dialect = dialect_of(entry)
             meta = entry.get("meta") or {}
             contexts = (
                 getattr(config, "max_position_embeddings", None), entry.get("max_model_len"), meta.get("n_ctx"),
             )  # fmt: skip
             self._context = min((int(c) for c in contexts if c), default=None)
-            self._siblings, self._logprobs = 1, 0
-            self._as_ids, self._strip = True, ""
             properties = self._properties()
-            self._probe(int(properties.get("total_slots") or _MOST_SIBLINGS))
+            most = int(properties.get("total_slots") or _MOST_SIBLINGS)
+            self._asker = Asker(self._client, self._dialect, str(entry["id"]), self._tokenizer, most)
             if server.cache:
                 from regrow.models.cache import cache_dir
 
@@ -136,7 +126,7 @@ class OpenAIEngine:
         self._identity = [home or server.url, served, model.revision]
         version = " ".join(str(x) for x in (self._dialect.name, properties.get(self._dialect.version)) if x)
         dtype = str(meta.get("ftype") or "as served")
-        self.info = EngineInfo(name, version, self._model, model.revision, dtype, bool(self._logprobs), False)
+        self.info = EngineInfo(name, version, str(entry["id"]), model.revision, dtype, self._asker.logprobs, False)
 
     # -- what the server can do ---------------------------------------------------------------------------------
 
@@ -165,71 +155,6 @@ class OpenAIEngine:
         except Refused:
             return {}
         return found if isinstance(found, dict) else {}
-
-    def _probe(self, most_siblings: int) -> None:
-        ids = self._probe_ids()
-        params = SampleParams(_PROBE_TOKENS, temperature=1.0)
-        reply = self._probe_prompt(ids, params)
-        if self._dialect.gives_ids and reply.choices[0].token_ids is None:
-            note(f"server: {self._dialect.name} returns no token ids; completions are encoded again")
-        colder = self._try(ids, 1, replace(params, temperature=0.5), 5)
-        aligned = reply.choices[0].token_ids is not None and reply.choices[0].logprobs is not None
-        if aligned and colder is not None and _same_logprobs(reply.choices[0].top, colder.choices[0].top):
-            self._logprobs = 1
-        two = self._try(ids, 2, replace(params, temperature=2.0), 0)
-        if two is not None and len(two.choices) == 2:
-            first, second = two.choices
-            if (first.text, first.token_ids) != (second.text, second.token_ids):
-                self._siblings = most_siblings
-        if self._siblings == 1:
-            note(f"server: {self._dialect.name} does not give siblings by n; they are asked for one by one")
-        again = self._try(ids, 1, params, 0)
-        if again is not None and again.choices[0].text != reply.choices[0].text:
-            note(f"server: {self._dialect.name} does not draw the same tokens from the same seed")
-
-    def _probe_ids(self) -> tuple[int, ...]:
-        """A prompt with the model's special tokens in it, if it has a chat template: they must arrive as such."""
-        if self._tokenizer.chat_template:
-            message = [{"role": "user", "content": _PROBE_TEXT}]
-            text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        else:
-            text = (self._tokenizer.bos_token or "") + _PROBE_TEXT
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def _probe_prompt(self, ids: tuple[int, ...], params: SampleParams) -> Reply:
-        """Ids if the server takes them, else text, with and without the opening token that it may add itself."""
-        reply = self._try(ids, 1, params, 5)
-        if reply is not None and reply.prompt_tokens == len(ids):
-            return reply
-        self._as_ids = False
-        counts: list[Any] = []
-        opening = self._tokenizer.bos_token or ""
-        for strip in dict.fromkeys(("", opening)):
-            self._strip = strip
-            # Refused twice: the third time the error may pass, it says why.
-            reply = self._try(ids, 1, params, 5) or self._call(self._body(ids, 1, _PROBE_SEED, params, 0))
-            if reply.prompt_tokens == self._count(ids):
-                return reply
-            counts.append(reply.prompt_tokens)
-        raise EngineError(
-            f"the server counts {counts[0]} tokens in a prompt of {self._count(ids)}: it has another tokenizer, or "
-            "puts a template of its own around prompts",
-            where=self._client.url,
-            hint="Serve the model that is tuned, without a template (docs: how-to, servers).",
-        )
-
-    def _try(self, ids: tuple[int, ...], n: int, params: SampleParams, logprobs: int) -> Reply | None:
-        """A probe that may be refused; then log-probabilities are left out, then it is given up."""
-        for k in dict.fromkeys((logprobs, 0)):
-            try:
-                return self._call(self._body(ids, n, _PROBE_SEED, params, k))
-            except Refused as error:
-                if error.status in (401, 403, 404):
-                    raise
-        return None
-
-    def _call(self, body: dict[str, Any]) -> Reply:
-        return self._client.call(self._client.post(self._dialect.path, body, self._read))
 
     # -- sampling -----------------------------------------------------------------------------------------------
 
@@ -269,7 +194,7 @@ class OpenAIEngine:
         for i in order:
             r = requests[i]
             if r.n and r.params.max_new_tokens:
-                size = 1 if r.params.temperature == 0 else self._siblings
+                size = 1 if r.params.temperature == 0 else self._asker.siblings
                 count = 1 if r.params.temperature == 0 else r.n
                 jobs += [_Job(i, first, min(size, count - first)) for first in range(0, count, size)]
         return jobs
@@ -297,13 +222,7 @@ class OpenAIEngine:
                     failures.append(error)
                     return
                 if request.params.temperature == 0:
-                    one = mine[0]
-                    mine.update(
-                        {
-                            k: Completion(list(one.token_ids), one.text, one.finish, one.logprobs)
-                            for k in range(request.n)
-                        }
-                    )
+                    mine.update({k: replace(mine[0], token_ids=list(mine[0].token_ids)) for k in range(request.n)})
                 if len(mine) == request.n:
                     deliver((job.request, [mine[k] for k in range(request.n)]))
                     found[job.request] = {}
@@ -319,12 +238,12 @@ class OpenAIEngine:
         missing = list(range(job.first, job.first + job.count))
         mine: dict[int, Completion] = {}
         while missing:
-            size = min(len(missing), self._siblings)
+            size = min(len(missing), self._asker.siblings)
             seed = _seed(request.seed, missing[0], self._dialect.seed_bits)
-            body = self._body(request.prompt_ids, size, seed, request.params, self._logprobs)
+            body = self._asker.body(request.prompt_ids, size, seed, request.params)
             reply = await self._ask(request, body)
-            if len(reply.choices) < size and self._siblings > 1:
-                self._siblings = 1
+            if len(reply.choices) < size and self._asker.siblings > 1:
+                self._asker.siblings = 1
                 note(f"server: {len(reply.choices)} of {size} siblings came back; from now on one by one")
             for index, choice in zip(missing[:size], reply.choices, strict=False):
                 mine[index] = self._completion(request, choice)
@@ -334,15 +253,15 @@ class OpenAIEngine:
     async def _ask(self, request: Request, body: dict[str, Any]) -> Reply:
         key = request_key(self._identity, body) if self._cache is not None else b""
         if self._cache is not None and (known := self._cache.get(key)) is not None:
-            return self._read(known)
+            return self._asker.read(known)
         data: list[Any] = []
 
         def read(raw: Any) -> Reply:
             data.append(raw)
-            return self._read(raw)
+            return self._asker.read(raw)
 
         reply = await self._client.post(self._dialect.path, body, read)
-        expected = self._count(request.prompt_ids)
+        expected = self._asker.count(request.prompt_ids)
         if reply.prompt_tokens != expected:
             raise EngineError(
                 f"the server counts {reply.prompt_tokens} tokens in a prompt of {expected}",
@@ -352,27 +271,6 @@ class OpenAIEngine:
         if self._cache is not None:
             self._cache.put(key, data[-1])
         return reply
-
-    def _read(self, data: Any) -> Reply:
-        reply = self._dialect.read(data)
-        if not reply.choices:
-            raise Malformed("a reply without choices")
-        return reply
-
-    def _body(self, ids: Sequence[int], n: int, seed: int, params: SampleParams, logprobs: int) -> dict[str, Any]:
-        stops = [text for i in params.stop_token_ids if (text := self._stop_text(i))]
-        prompt = ids if self._as_ids else self._text(ids)
-        return self._dialect.body(self._model, prompt, n, seed, params, stops, logprobs)
-
-    def _text(self, ids: Sequence[int]) -> str:
-        return decode(self._tokenizer, ids).removeprefix(self._strip)
-
-    def _count(self, ids: Sequence[int]) -> int:
-        """Tokens that the server must see. Of a text: as our tokenizer cuts it, which need not be how it was
-        sampled."""
-        if self._as_ids:
-            return len(ids)
-        return len(self._tokenizer.encode(decode(self._tokenizer, ids), add_special_tokens=False))
 
     def _completion(self, request: Request, choice: Choice) -> Completion:
         stops, finish = request.params.stop_token_ids, choice.finish
@@ -390,7 +288,7 @@ class OpenAIEngine:
             end = len(ids) - 1  # an end token of the server's own
         if end is not None:
             ids, finish = ids[:end], "stop"
-        values = choice.logprobs if self._logprobs else None
+        values = choice.logprobs if self._asker.logprobs else None
         if values is not None and len(values) >= len(ids) and choice.token_ids is not None:
             values = values[: len(ids)]
         else:
@@ -436,9 +334,3 @@ def _seed(seed: int, first: int, bits: int) -> int:
     """The seed of continuations ``first ...`` of a request, spread over ``bits`` bits."""
     digest = hashlib.blake2b(f"{seed}/{first}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") & ((1 << bits) - 1)
-
-
-def _same_logprobs(warm: dict[str, float], cold: dict[str, float]) -> bool:
-    """Whether the first token's log-probabilities are untouched by the temperature; two tokens must be there."""
-    both = [(warm[token], cold[token]) for token in warm if token in cold]
-    return len(both) > 1 and all(math.isfinite(a) and abs(a - b) < _SAME_NATS for a, b in both)
