@@ -62,5 +62,11 @@ def test_settings_reach_the_engine(tiny):
 
 
 def test_unknown_name(tiny):
-    with pytest.raises(EngineError, match="no engine 'vllm'"):
-        make_engine("vllm", tiny)
+    with pytest.raises(EngineError, match="no engine 'sglang'") as caught:
+        make_engine("sglang", tiny)
+    assert "openai, vllm, llama.cpp" in caught.value.hint
+
+
+def test_a_server_needs_an_address(tiny):
+    with pytest.raises(EngineError, match="no server is given"):
+        make_engine("openai", tiny)
