@@ -167,7 +167,6 @@ def test_server_settings_reach_the_engine(
     tiny_model_dir: Path, tmp_path: Path, server: CompletionsServer, key: str, value: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from regrow.engines import choose
     from regrow.engines.openai import OpenAIEngine
 
     seen: list[Any] = []
@@ -184,7 +183,25 @@ def test_server_settings_reach_the_engine(
             grow(tiny_model_dir, tmp_path / "c", cfg)
     else:
         grow(tiny_model_dir, tmp_path / "c", cfg)
-    assert getattr(seen[0], key) == value and choose.make_engine is not None
+    assert getattr(seen[0], key) == value
+
+
+def test_serve_settings_reach_the_server(tiny_model_dir: Path, tmp_path: Path) -> None:
+    for engine, key in (("vllm", "python"), ("llama.cpp", "binary")):
+        with pytest.raises(EngineError, match="/nowhere/at/all"):
+            grow(tiny_model_dir, tmp_path / "c", settings(engine=engine, serve={key: "/nowhere/at/all"}))
+
+
+def test_the_cost_is_measured_on_the_server_and_not_on_the_cache(
+    tiny_model_dir: Path, server: CompletionsServer
+) -> None:
+    from regrow.cost import _grow_speed
+    from regrow.recipe import Recipe
+
+    recipe = Recipe(grow=configured(server.url))
+    for times in (1, 2):
+        speed, name = _grow_speed(recipe, tiny(tiny_model_dir))
+        assert speed > 0 and name == "openai" and len(server.sampled()) == 16 * times
 
 
 def test_another_address_goes_on_with_the_same_corpus(

@@ -95,7 +95,8 @@ def _served(name: ServedName, model: ResolvedModel, server: ServerConfig, serve:
     started = start(name, model, serve)
     try:
         here = server.model_copy(update={"url": started.url, "model": None, "api_key_env": None})
-        engine = OpenAIEngine(model, here, key=started.key, name=name, home=name, on_close=started.close)
+        home = " ".join((name, *serve.arguments))  # its address is another one each time
+        engine = OpenAIEngine(model, here, key=started.key, name=name, home=home, on_close=started.close)
     except BaseException:
         started.close()
         raise

@@ -113,7 +113,6 @@ def start(
     *,
     port: int | None = None,
     key: str | None = None,
-    max_sequences: int | None = None,
 ) -> Server:
     """Start a server for ``model`` and wait until it answers.
 
@@ -123,7 +122,6 @@ def start(
         config: Interpreter or binary, size, more arguments.
         port: None takes a free one.
         key: The token to ask for; None makes a random one.
-        max_sequences: Most sequences vLLM decodes at once; None leaves it its default. (llama.cpp: ``config.slots``.)
 
     Raises:
         EngineError: It is not installed, cannot run the model, or did not come up.
@@ -132,7 +130,7 @@ def start(
     key = key or secrets.token_urlsafe(24)
     context = _context(model, config.context)
     if kind == "vllm":
-        command, env = _vllm(model, config, port, context, max_sequences), _vllm_env(key)
+        command, env = _vllm(model, config, port, context), _vllm_env(key)
     else:
         command, env = _llama_cpp(model, config, port, context), {"LLAMA_API_KEY": key}
     handle, log = tempfile.mkstemp(prefix=f"regrow-{kind}-", suffix=".log")
@@ -177,8 +175,6 @@ def _vllm(model: ResolvedModel, config: ServeConfig, port: int, context: int, ma
         "--max-model-len", str(context), "--generation-config", "vllm", "--logprobs-mode", "raw_logprobs",
         "--enable-prefix-caching",
     ]  # fmt: skip
-    if max_sequences is not None:
-        command += ["--max-num-seqs", str(max_sequences)]
     if model.trust_remote_code:
         command.append("--trust-remote-code")
     return [*command, *config.arguments]
