@@ -56,8 +56,7 @@ def serve(
             f"  regrow grow {shlex.quote(model)} -o corpus --url {server.url} --set grow.server.api_key_env={KEY_ENV}"
         )
         print("Ctrl-C stops it.", flush=True)
-        code = server.wait()
-        raise EngineError(f"the server ended with code {code}", where=str(server.log))
+        raise server.failure(f"the server ended with code {server.wait()}")
     except KeyboardInterrupt:
         print("stopped")
     finally:

@@ -41,7 +41,7 @@ class Server:
         url: Its address.
         key: The token it asks for.
         command: What was started.
-        log: Where its output goes; removed in the end, unless it failed to start.
+        log: Where its output goes; removed in the end, unless something failed.
     """
 
     def __init__(self, command: list[str], env: Mapping[str, str], port: int, key: str, log: Path) -> None:
@@ -73,7 +73,7 @@ class Server:
         with task(label, None, "s") as bar, httpx2.Client(timeout=5.0, trust_env=False) as http:
             while time.monotonic() - started < seconds:
                 if not self.running:
-                    raise self._failed(f"the server ended with code {self._guard.returncode} before it answered")
+                    raise self.failure(f"the server ended with code {self._guard.returncode} before it answered")
                 try:
                     if http.get(f"{self.url}/health").status_code == 200:
                         return
@@ -81,9 +81,10 @@ class Server:
                     pass
                 time.sleep(_POLL_S)
                 bar.advance(_POLL_S)
-        raise self._failed(f"the server did not answer within {seconds:g} s")
+        raise self.failure(f"the server did not answer within {seconds:g} s")
 
-    def _failed(self, message: str) -> EngineError:
+    def failure(self, message: str) -> EngineError:
+        """An error with the end of the log in it; the log is kept."""
         self._keep_log = True
         lines = self.log.read_text(encoding="utf-8", errors="replace").replace(self.key, "***").splitlines()
         tail = "\n  ".join(line[:300] for line in lines[-_TAIL:])
