@@ -159,7 +159,7 @@ def _context(model: ResolvedModel, wanted: int) -> int:
     return min(wanted, int(longest)) if longest else wanted
 
 
-def _vllm(model: ResolvedModel, config: ServeConfig, port: int, context: int, max_sequences: int | None) -> list[str]:
+def _vllm(model: ResolvedModel, config: ServeConfig, port: int, context: int) -> list[str]:
     python = config.python or os.environ.get("REGROW_VLLM_PYTHON") or sys.executable
     if shutil.which(python) is None:
         raise EngineError(f"no interpreter at {python}", where="grow.serve.python", hint=_VLLM_HINT)
