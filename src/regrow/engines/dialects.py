@@ -9,7 +9,7 @@ What is known of each, and where from:
 - vLLM 0.32 (run here, and its source): token ids in and out (``return_token_ids``); ``n`` with a seed of its own for
   each sibling; ``ignore_eos`` leaves the stops to ``stop_token_ids``; log-probabilities are of the raw logits unless
   it was started with another ``--logprobs-mode``.
-- llama.cpp (the version in llama-cpp-python 0.3.36, run here, and its source): asked at ``/completion``, its own name
+- llama.cpp (source of the version in llama-cpp-python 0.3.36; not run yet): asked at ``/completion``, its own name
   for raw completions, because ``/v1/completions`` returns neither token ids nor, for characters made of several
   tokens, all log-probabilities. ``n`` is at most its number of slots. Its default order of filters is not ours, so
   ``samplers`` states it. It always stops at every end-of-generation token of its file: ``ignore_eos`` would forbid
@@ -22,7 +22,7 @@ What is known of each, and where from:
 - TGI (source): text only, one completion a request, no ``top_k``, ``top_p`` below 1 only.
 - anything else gets OpenAI's own fields.
 
-`regrow.engines.openai` does not rely on this for what can be asked: whether token ids are taken and given, whether
+`regrow.engines.asking` does not rely on this for what can be asked: whether token ids are taken and given, whether
 ``n`` works, and whether log-probabilities are those of temperature 1, is tried on the server itself.
 """
 
