@@ -123,7 +123,7 @@ def grow(
         dialogues: How many dialogues (or give ``tokens``).
         tokens: How many tokens of distinct turns.
         topics: One tree a topic; built-in fields of knowledge by default.
-        engine: ``auto``, ``transformers``, ``openvino`` or ``dummy``.
+        engine: ``auto``, ``transformers``, ``openvino``, ``ray`` or ``dummy``.
         top_logprobs: Keep the k likeliest tokens of each position (for soft replay).
         seed: All randomness comes from it.
         settings: Any other recipe keys.

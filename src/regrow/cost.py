@@ -182,7 +182,7 @@ def _grow_speed(recipe: Recipe, model: ResolvedModel) -> tuple[float, str]:
     from regrow.engines.choose import make_engine
     from regrow.models.load import load_tokenizer
 
-    engine = make_engine(recipe.grow.engine, model, seed=recipe.seed)
+    engine = make_engine(recipe.grow.engine, model, seed=recipe.seed, ray=recipe.grow.ray)
     try:
         prompt = tuple(load_tokenizer(model.path).encode("The topic is"))
         params = SampleParams(max_new_tokens=24, temperature=1.0)

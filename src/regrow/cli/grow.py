@@ -24,7 +24,10 @@ def grow(
     tokens: Annotated[int | None, typer.Option(help="How many tokens (instead of --dialogues).")] = None,
     topics: Annotated[Path | None, typer.Option(help="A file with one topic a line.")] = None,
     ask_topics: Annotated[int | None, typer.Option(help="Ask the model for this many topics.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, transformers, openvino or dummy.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, transformers, openvino, ray or dummy.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --engine ray: local, auto or HOST:PORT of the cluster's head.")
+    ] = None,
     top_logprobs: Annotated[
         int | None, typer.Option(help="Keep the model's k likeliest tokens at each position (soft replay).")
     ] = None,
@@ -45,6 +48,7 @@ def grow(
         grow__topics_file=str(topics) if topics else None,
         grow__ask_topics=ask_topics,
         grow__engine=engine,
+        grow__ray__address=ray_address,
         grow__top_logprobs=top_logprobs,
         seed=seed,
     )

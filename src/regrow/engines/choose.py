@@ -10,10 +10,11 @@ from regrow.progress import note
 
 if TYPE_CHECKING:
     from regrow.engines.base import Engine
+    from regrow.engines.config import RayConfig
     from regrow.models.config import Dtype
     from regrow.models.load import ResolvedModel
 
-EngineName = Literal["auto", "transformers", "openvino", "dummy"]
+EngineName = Literal["auto", "transformers", "openvino", "ray", "dummy"]
 
 
 def make_engine(
@@ -25,11 +26,12 @@ def make_engine(
     device: str = "auto",
     batch_size: int | None = None,
     memory_gib: float | None = None,
+    ray: RayConfig | None = None,
 ) -> Engine:
     """Start an engine, and say in one line which one and why.
 
     Args:
-        name: ``transformers``, ``openvino``, ``dummy``, or ``auto``: OpenVINO GenAI when the machine has no GPU that
+        name: ``transformers``, ``openvino``, ``ray``, ``dummy``, or ``auto``: OpenVINO GenAI when the machine has no GPU that
             torch can use, the package is installed, the model came from a GGUF or has an OpenVINO form, and OpenVINO
             can read it; else transformers.
         model: The resolved model.
@@ -38,6 +40,7 @@ def make_engine(
         device: Device of the transformers engine; OpenVINO runs on the CPU.
         batch_size: Most sequences at once; None lets the engine choose.
         memory_gib: For caches; None lets the engine choose.
+        ray: The cluster, for the ray engine; None starts Ray on this machine.
 
     Raises:
         EngineError: Unknown name, or the engine cannot run the model.
@@ -52,6 +55,14 @@ def make_engine(
         note("engine: dummy (word salad, for trying things out)")
         tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
         return DummyEngine(tokenizer, seed=seed, model=model.name, revision=model.revision)
+    if name == "ray":
+        from regrow.engines.config import RayConfig
+        from regrow.engines.ray import RayEngine
+
+        spread = RayEngine(model, ray or RayConfig(), seed=seed, dtype=dtype, device=device, **sizes)
+        info = spread.info
+        note(f"engine: {info.workers} workers on Ray, each {info.sampler} {info.version}, {info.dtype}")
+        return spread
     if name == "openvino":
         if find_spec("openvino_genai") is None:
             raise MissingExtra("openvino-genai", "demo", "the openvino engine")
@@ -59,7 +70,7 @@ def make_engine(
     if name == "transformers":
         return _transformers(model, dtype, device, sizes, "as asked")
     if name != "auto":
-        raise EngineError(f"no engine '{name}'", hint="one of auto, transformers, openvino, dummy")
+        raise EngineError(f"no engine '{name}'", hint="one of auto, transformers, openvino, ray, dummy")
     reason = _against_openvino(model, device)
     if reason is None:
         try:

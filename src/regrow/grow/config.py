@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from regrow.engines.config import RayConfig
 from regrow.section import Section
 
 NAMED_SHAPES = ("auto", "balance", "wide", "mixed-turns")
@@ -106,8 +107,11 @@ class ScreenConfig(Section):
 class GrowConfig(Section):
     """Tree Generation: what is grown, how much of it, and what is thrown away."""
 
-    engine: Literal["auto", "transformers", "openvino", "dummy"] = "auto"
-    """What samples: ``auto`` takes OpenVINO on a CPU where it can read the model, else transformers."""
+    engine: Literal["auto", "transformers", "openvino", "ray", "dummy"] = "auto"
+    """What samples: ``auto`` takes OpenVINO on a CPU where it can read the model, else transformers; ``ray`` spreads
+    the work over a cluster."""
+    ray: RayConfig = Field(default_factory=RayConfig)
+    """The cluster, with ``engine: ray``."""
     mode: Literal["chat", "pretrain"] = "chat"
     """``chat`` grows dialogues (TG-SFT); ``pretrain`` grows plain text from a base model without a chat template
     (TG-PT)."""
@@ -185,7 +189,8 @@ class GrowConfig(Section):
     prompt. The KL term compares the student with the base on the rows it trains on, so the prompts must be the
     same."""
     batch_nodes: int = Field(default=256, ge=1)
-    """Candidates handed to the engine at once. Bounds memory; does not change what is grown."""
+    """Candidates handed to the engine at once (with ``engine: ray``: so many for each worker). Bounds memory; does not
+    change what is grown."""
 
     @field_validator("shape", mode="before")
     @classmethod
