@@ -184,7 +184,7 @@ def _grow_speed(recipe: Recipe, model: ResolvedModel) -> tuple[float, str]:
 
     grow = recipe.grow
     server = grow.server.model_copy(update={"cache": False})  # a remembered answer says nothing about speed
-    engine = make_engine(grow.engine, model, seed=recipe.seed, server=server, serve=grow.serve)
+    engine = make_engine(grow.engine, model, seed=recipe.seed, server=server, serve=grow.serve, ray=grow.ray)
     try:
         prompt = tuple(load_tokenizer(model.path).encode("The topic is"))
         params = SampleParams(max_new_tokens=24, temperature=1.0)

@@ -41,6 +41,10 @@ class EngineError(RegrowError):
     """A generation engine cannot be had or failed."""
 
 
+class TrainError(RegrowError):
+    """A process that trains ended without a model."""
+
+
 class RunError(RegrowError):
     """A run directory is locked, foreign, damaged or does not fit the recipe."""
 

@@ -164,7 +164,9 @@ class _Chain:
 
             return grow(cfg, self.model, folder, seed=self.seed).to_dict()
 
-        return self.run.stage("grow", self.inputs(cfg), work)
+        inputs = self.inputs(cfg)
+        inputs["ray"] = cfg.ray.engine  # where its workers are does not decide what is grown
+        return self.run.stage("grow", inputs, work)
 
     def curate(self, grown: StageResult, suites: StageResult, data: StageResult, heldout: list[Row]) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:

@@ -96,7 +96,14 @@ class Task:
 
     def _event(self) -> None:
         emit(
-            "progress", task=self.label, done=self.done, total=self.total, unit=self.unit, eta=self.eta(), **self.stats
+            "progress",
+            task=self.label,
+            done=self.done,
+            skipped=self._skipped,
+            total=self.total,
+            unit=self.unit,
+            eta=self.eta(),
+            **self.stats,
         )
 
     def _line(self) -> None:

@@ -25,10 +25,13 @@ def grow(
     topics: Annotated[Path | None, typer.Option(help="A file with one topic a line.")] = None,
     ask_topics: Annotated[int | None, typer.Option(help="Ask the model for this many topics.")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="auto, transformers, openvino, openai, vllm, llama.cpp or dummy.")
+        str | None, typer.Option(help="auto, transformers, openvino, openai, vllm, llama.cpp, ray or dummy.")
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="A server with the OpenAI completions API that serves MODEL (engine openai).")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --engine ray: local, auto or HOST:PORT of the cluster's head.")
     ] = None,
     top_logprobs: Annotated[
         int | None, typer.Option(help="Keep the model's k likeliest tokens at each position (soft replay).")
@@ -51,6 +54,7 @@ def grow(
         grow__ask_topics=ask_topics,
         grow__engine=engine or ("openai" if url else None),
         grow__server__url=url,
+        grow__ray__address=ray_address,
         grow__top_logprobs=top_logprobs,
         seed=seed,
     )

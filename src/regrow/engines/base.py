@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Finish = Literal["stop", "length"]
 
+RAY = "ray:"
+"""Before the name of an engine that runs in the workers of a Ray cluster."""
+
 
 @dataclass(frozen=True, slots=True)
 class SampleParams:
@@ -88,7 +91,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What goes into the provenance of every node."""
+    """What goes into the provenance of every node.
+
+    Attributes:
+        name: Of the engine; ``ray:NAME`` when it runs in the workers of a Ray cluster.
+        workers: Processes that sample side by side.
+    """
 
     name: str
     version: str
@@ -97,11 +105,17 @@ class EngineInfo:
     dtype: str
     gives_logprobs: bool
     can_score: bool
+    workers: int = 1
+
+    @property
+    def sampler(self) -> str:
+        """The engine that draws, wherever it runs: ``name`` without the cluster around it."""
+        return self.name.removeprefix(RAY)
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """A generation engine. Implementations: `transformers`, `openvino`, `dummy`."""
+    """A generation engine. Implementations: `transformers`, `openvino`, `ray`, `dummy`."""
 
     info: EngineInfo
 

@@ -11,7 +11,7 @@ from regrow.progress import note
 
 if TYPE_CHECKING:
     from regrow.engines.base import Engine
-    from regrow.engines.config import ServedName
+    from regrow.engines.config import RayConfig, ServedName
     from regrow.models.config import Dtype
     from regrow.models.load import ResolvedModel
 
@@ -27,14 +27,16 @@ def make_engine(
     memory_gib: float | None = None,
     server: ServerConfig | None = None,
     serve: ServeConfig | None = None,
+    ray: RayConfig | None = None,
 ) -> Engine:
     """Start an engine, and say in one line which one and why.
 
     Args:
         name: ``transformers``, ``openvino``, ``dummy``; ``openai`` (a server at ``server.url``); ``vllm`` and
-            ``llama.cpp`` (a server that is started here and stopped with the engine); or ``auto``: OpenVINO GenAI when
-            the machine has no GPU that torch can use, the package is installed, the model came from a GGUF or has an
-            OpenVINO form, and OpenVINO can read it; else transformers.
+            ``llama.cpp`` (a server that is started here and stopped with the engine); ``ray`` (one of these on every
+            worker of a cluster); or ``auto``: OpenVINO GenAI when the machine has no GPU that torch can use, the
+            package is installed, the model came from a GGUF or has an OpenVINO form, and OpenVINO can read it; else
+            transformers.
         model: The resolved model.
         seed: Used by the dummy only; the others take all randomness from the requests.
         dtype: Number format of the weights; see `TransformersEngine` and `OpenVinoEngine`.
@@ -43,6 +45,7 @@ def make_engine(
         memory_gib: For caches; None lets the engine choose.
         server: Address and limits of the server engines.
         serve: How the engines ``vllm`` and ``llama.cpp`` start theirs.
+        ray: The cluster, for the ray engine; None starts Ray on this machine.
 
     Raises:
         EngineError: Unknown name, or the engine cannot run the model.
@@ -57,6 +60,14 @@ def make_engine(
         note("engine: dummy (word salad, for trying things out)")
         tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
         return DummyEngine(tokenizer, seed=seed, model=model.name, revision=model.revision)
+    if name == "ray":
+        from regrow.engines.config import RayConfig
+        from regrow.engines.ray import RayEngine
+
+        spread = RayEngine(model, ray or RayConfig(), seed=seed, dtype=dtype, device=device, **sizes)
+        info = spread.info
+        note(f"engine: {info.workers} workers on Ray, each {info.sampler} {info.version}, {info.dtype}")
+        return spread
     if name == "openvino":
         if find_spec("openvino_genai") is None:
             raise MissingExtra("openvino-genai", "demo", "the openvino engine")

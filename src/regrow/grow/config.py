@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from regrow.engines.config import EngineName, ServeConfig, ServerConfig
+from regrow.engines.config import EngineName, RayConfig, ServeConfig, ServerConfig
 from regrow.section import Section
 
 NAMED_SHAPES = ("auto", "balance", "wide", "mixed-turns")
@@ -109,7 +109,10 @@ class GrowConfig(Section):
 
     engine: EngineName = "auto"
     """What samples: ``auto`` takes OpenVINO on a CPU where it can read the model, else transformers. ``openai`` asks
-    the server at ``server.url``; ``vllm`` and ``llama.cpp`` start a server and stop it with the run."""
+    the server at ``server.url``; ``vllm`` and ``llama.cpp`` start a server and stop it with the run; ``ray`` spreads
+    the work over a cluster."""
+    ray: RayConfig = Field(default_factory=RayConfig)
+    """The cluster, with ``engine: ray``."""
     mode: Literal["chat", "pretrain"] = "chat"
     """``chat`` grows dialogues (TG-SFT); ``pretrain`` grows plain text from a base model without a chat template
     (TG-PT)."""
@@ -191,7 +194,8 @@ class GrowConfig(Section):
     prompt. The KL term compares the student with the base on the rows it trains on, so the prompts must be the
     same."""
     batch_nodes: int = Field(default=256, ge=1)
-    """Candidates handed to the engine at once. Bounds memory; does not change what is grown."""
+    """Candidates handed to the engine at once (with ``engine: ray``: so many for each worker). Bounds memory; does not
+    change what is grown."""
 
     @field_validator("shape", mode="before")
     @classmethod

@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     "engine",
     "server",
     "serve",
+    "ray",
     "topics_file",
 )
 """Settings that a resumed run may change: they do not decide what a node says (the engine's own name is compared
@@ -136,7 +137,7 @@ def grow(
     script: Script = TextScript(cfg, tokenizer) if cfg.mode == "pretrain" else ChatScript(cfg, tokenizer)
     with ExitStack() as stack:
         if engine is None:
-            engine = make_engine(cfg.engine, model, seed=seed, server=cfg.server, serve=cfg.serve)
+            engine = make_engine(cfg.engine, model, seed=seed, server=cfg.server, serve=cfg.serve, ray=cfg.ray)
             stack.callback(engine.close)
         store = stack.enter_context(Store.create_or_resume(out, identity(cfg, model, engine, seed)))
         before = store.totals().candidates
@@ -198,7 +199,8 @@ def identity(cfg: GrowConfig, model: ResolvedModel, engine: Engine, seed: int) -
     return {
         "grow": settings,
         "model": model.revision,
-        "engine": {"name": engine.info.name, "dtype": engine.info.dtype},
+        # One engine in this process or many of it on a cluster draw the same: a corpus may move from one to the other.
+        "engine": {"name": engine.info.sampler, "dtype": engine.info.dtype},
         "seed": seed,
     }
 

@@ -176,7 +176,7 @@ class Grower:
     def _batch(self, parents: Iterator[Parent], short: deque[Parent]) -> list[Parent]:
         batch: list[Parent] = []
         size = 0
-        while size < self.config.batch_nodes:
+        while size < self.config.batch_nodes * self.engine.info.workers:
             parent = short.popleft() if short else next(parents, None)
             if parent is None:
                 break

@@ -254,18 +254,30 @@ class BlockSampler(Sampler[int]):
     """The order of packs: as given in the first epoch, then blocks and the packs in them shuffled by seed and epoch.
 
     Depends on nothing but ``(n, seed, epoch)``, so a resumed run meets the data where the killed one left it.
+
+    Args:
+        n: Number of packs.
+        seed: With the epoch, decides the order.
+        multiple: The epoch is filled up to a multiple of this with the index ``n``, an empty pack. Processes that
+            share an epoch need equal parts of it; accelerate would repeat its first packs, which changes the mix.
+        block: Packs that are shuffled together.
     """
 
-    def __init__(self, n: int, seed: int, block: int = ORDER_BLOCK) -> None:
+    def __init__(self, n: int, seed: int, multiple: int = 1, block: int = ORDER_BLOCK) -> None:
         self.n, self.seed, self.block, self.epoch = n, seed, block, 0
+        self.padding = -n % multiple
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n
+        return self.n + self.padding
 
     def __iter__(self) -> Iterator[int]:
+        yield from self._order()
+        yield from [self.n] * self.padding
+
+    def _order(self) -> Iterator[int]:
         if self.epoch == 0:
             yield from range(self.n)
             return
@@ -286,7 +298,8 @@ class Collator:
     ``sources (n,)``, which of those positions predicts each term (in order, one each, without trees; a token at which
     a tree branches predicts several), ``targets (n,)``, ``weights (n,)``, ``counts (n,)`` (documents of the term),
     ``replay (n,)`` bool, and when the rows carry a top-k ``top_ids (n, k)`` (-1 where nothing is stored) and
-    ``top_logprobs (n, k)``. ``ends (B, L)`` (see `regrow.train.trees.Merged`) is there when a tree is.
+    ``top_logprobs (n, k)``. ``ends (B, L)`` (see `regrow.train.trees.Merged`) is there when a tree is. A
+    micro-batch without a document is two tokens of padding and ``n = 0``.
     """
 
     def __init__(self, rows: TokenRows, *, pad_token_id: int, layout: Layout = "rows", trees: bool = True) -> None:
@@ -299,13 +312,15 @@ class Collator:
         """Lay ``documents`` out; see the class."""
         units = [merge(run) for run in (runs(documents) if self.trees else [[d] for d in documents])]
         lengths = [len(u.input_ids) for u in units]
-        if self.layout == "single":
+        if not units:
+            bins: list[list[int]] = [[]]
+        elif self.layout == "single":
             bins = [list(range(len(units)))]
         elif self.layout == "separate":
             bins = [[i] for i in range(len(units))]
         else:
             bins = best_fit_decreasing(lengths, max(ROW_TOKENS, *lengths))
-        shape = (len(bins), max(sum(lengths[i] for i in b) for b in bins))
+        shape = (len(bins), max(sum(lengths[i] for i in b) for b in bins) or 2)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         position_ids = np.zeros(shape, dtype=np.int64)
         ends = np.full(shape, shape[1], dtype=np.int64)
@@ -335,6 +350,8 @@ class Collator:
                 )
                 at = end
             position_ids[r, at:] = np.arange(shape[1] - at)
+        if not terms:
+            terms.append(tuple(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32, np.int64, np.bool_)))
         columns = [np.concatenate(column) for column in zip(*terms, strict=True)]
         rank = np.cumsum(predict.ravel()) - 1
         batch = {

@@ -21,6 +21,7 @@ from typing import Any
 from regrow.errors import RunError
 from regrow.progress import note
 from regrow.train.config import TrainConfig
+from regrow.train.launch import identity
 
 MARKER = "regrow.json"
 _NOT_IN_FINGERPRINT = {
@@ -42,6 +43,7 @@ def fingerprint(cfg: TrainConfig, model_dir: Path, mix_file: Path, seed: int) ->
     """
     digest = hashlib.blake2b(digest_size=16)
     settings = cfg.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+    settings["launch"] = identity(cfg)
     digest.update(json.dumps([settings, seed], sort_keys=True).encode())
     with mix_file.open("rb") as file:
         while chunk := file.read(1 << 20):

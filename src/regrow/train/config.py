@@ -52,6 +52,31 @@ class SoftReplaySection(Section):
         return self
 
 
+class LaunchSection(Section):
+    """Training in several processes, started with ``accelerate launch``."""
+
+    num_processes: int | None = Field(default=None, ge=1)
+    """Processes in all, one a GPU (on a machine without any: CPU processes). The global batch is ``num_processes *
+    per_device_train_batch_size * gradient_accumulation_steps``. null: what ``config_file`` says, or 1, which trains in
+    Regrow's own process."""
+    strategy: Literal["ddp", "fsdp", "deepspeed"] | None = None
+    """``ddp``: a whole model on each GPU. ``fsdp``: weights, gradients and optimizer sharded (FSDP2). ``deepspeed``:
+    sharded by DeepSpeed (ZeRO). null: what ``config_file`` says, or ``ddp``."""
+    config_file: str | None = None
+    """A file made by ``accelerate config``, for what has no key here (several machines, say)."""
+    accelerate: dict[str, Any] = Field(default_factory=dict)
+    """Any key of such a file, set over it: ``{fsdp_config: {fsdp_offload_params: true}}``."""
+
+    @field_validator("accelerate")
+    @classmethod
+    def _own_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        own = {"num_processes": "train.launch.num_processes", "distributed_type": "train.launch.strategy"}
+        for name, key in (own | {"mixed_precision": "train.bf16"}).items():
+            if name in value:
+                raise ValueError(f"'{name}' has a key of its own: {key}")
+        return value
+
+
 class TrainConfig(Section):
     """How the mixed stream is trained on. Any other TRL/transformers argument goes into ``trainer_args``."""
 
@@ -107,6 +132,8 @@ class TrainConfig(Section):
     """Settings of the soft loss; read only when ``replay_loss: soft``."""
     mixture: MixtureSection = MixtureSection()
     """Shares of the training tokens by domain, decided while training."""
+    launch: LaunchSection = LaunchSection()
+    """How many processes train, and how they share the work."""
     trainer_args: dict[str, Any] = Field(default_factory=dict)
     """Any other field of ``trl.SFTConfig`` / ``transformers.TrainingArguments`` under its own name."""
 

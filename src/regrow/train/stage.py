@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.errors import ModelError, RecipeError, RunError
+from regrow.errors import ModelError, RecipeError, RunError, TrainError
 from regrow.progress import note
 from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete, read_marker
 from regrow.train.config import TrainConfig
@@ -48,6 +48,7 @@ class TrainSummary:
         computed_tokens: Tokens that went through the model: ``tokens``, with what tree-packed dialogues share once.
         trees, tree_documents: Sequences of several dialogues, and the dialogues in them.
         unpacked: Dialogues of trees that were trained one by one all the same, by reason.
+        processes: How many trained.
     """
 
     steps: int
@@ -68,6 +69,7 @@ class TrainSummary:
     trees: int = 0
     tree_documents: int = 0
     unpacked: dict[str, int] = field(default_factory=dict)
+    processes: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON shape; paths as strings."""
@@ -84,7 +86,7 @@ def train(
     label: str = "regrow",
     resume: bool = True,
 ) -> TrainSummary:
-    """Train on a mix.
+    """Train on a mix, in this process or, with ``cfg.launch``, in several that are started for it.
 
     Writes ``out/model`` (full model in HF format; for LoRA only with ``merge_adapter``), ``out/adapter`` (LoRA),
     ``out/log.jsonl``, ``out/train.json``, and while it runs ``out/checkpoints``. A killed run that is started again
@@ -104,18 +106,34 @@ def train(
         RecipeError: A setting that does not fit the model or is unknown to TRL.
         RunError: The mix is unusable, the disk is full, or a checkpoint is damaged.
         ModelError: The model cannot be loaded or trained.
+        TrainError: One of several processes died.
     """
+    from regrow.train.launch import launch, launched
+
     model_dir, mix_dir, out = Path(model_dir), Path(mix_dir), Path(out)
-    mix_file, checkpoints = mix_dir / "train.parquet", out / "checkpoints"
-    if not mix_file.is_file():
-        raise RunError("there is no mix here", where=str(mix_file), hint="run the mix stage first")
+    if not (mix_dir / "train.parquet").is_file():
+        raise RunError("there is no mix here", where=str(mix_dir / "train.parquet"), hint="run the mix stage first")
+    out.mkdir(parents=True, exist_ok=True)
+    mark = fingerprint(cfg, model_dir, mix_dir / "train.parquet", seed)
+    if resume and (finished := _finished(out, mark, cfg)) is not None:
+        return finished
+    if launched(cfg):
+        launch(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
+        finished = _finished(out, mark, cfg)
+        if finished is None:
+            raise TrainError("the processes ended without a model", where=str(out))
+        return finished
+    return train_here(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
+
+
+def train_here(
+    model_dir: Path, mix_dir: Path, cfg: TrainConfig, out: Path, *, seed: int, label: str, resume: bool
+) -> TrainSummary:
+    """`train` in this process, one of those that accelerate or torchrun started or the only one."""
     from accelerate import PartialState
 
-    out.mkdir(parents=True, exist_ok=True)
+    mix_file, checkpoints = mix_dir / "train.parquet", out / "checkpoints"
     mark = fingerprint(cfg, model_dir, mix_file, seed)
-    finished = _finished(out, mark, cfg)
-    if resume and finished is not None:
-        return finished
     started = time.monotonic()
     processes = PartialState()  # under torchrun every process comes here; one of them tidies, writes and speaks
     with disk_errors(out), _quiet_libraries():
@@ -179,8 +197,10 @@ def _train(
         )
     n_parameters = sum(p.numel() for p in model.parameters())
     saved_bytes = n_parameters * stored_dtype(model_dir).itemsize
-    # Weights and two moments in fp32, one more checkpoint than kept while the newest is written, and the result.
-    per_checkpoint = 12 * n_parameters if cfg.method == "full" else n_parameters
+    # Weights (sharded training: twice) and two moments in fp32, one more checkpoint than kept while the newest is
+    # written, and the result.
+    per_checkpoint = 16 if cfg.launch.strategy in ("fsdp", "deepspeed") else 12
+    per_checkpoint = per_checkpoint * n_parameters if cfg.method == "full" else n_parameters
     check_room(out, per_checkpoint * (cfg.save_total_limit + 1) + saved_bytes)
 
     from regrow.train.trainer import RegrowTrainer
@@ -206,8 +226,9 @@ def _train(
         loop_started, tokens_before = time.monotonic(), _tokens_before(start)
         _run(trainer, start)
         loop_seconds = time.monotonic() - loop_started
-    if processes.is_main_process:
-        _save(trainer, cfg, model_dir, out)
+    whole = _whole(trainer, cfg, model_dir)
+    if whole is not None:
+        _save(whole, cfg, model_dir, out)
     adapter_path = out / "adapter" if cfg.method == "lora" else None
     model_path = adapter_path if adapter_path and not cfg.merge_adapter else out / "model"
     last = (read_log(out / "log.jsonl") or [{}])[-1]
@@ -230,6 +251,7 @@ def _train(
         trees=len(trees) if trainer.no_trees is None else 0,
         tree_documents=sum(trees) if trainer.no_trees is None else 0,
         unpacked={} if trainer.no_trees is None else {trainer.no_trees: sum(trees)},
+        processes=processes.num_processes,
     )
 
 
@@ -336,11 +358,33 @@ def _run(trainer: RegrowTrainer, start: Path | None) -> None:
         ) from err
 
 
-def _save(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+def _whole(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path) -> Any:
+    """The trained model in one piece on the main process, None on the others.
+
+    Sharded weights are gathered on the CPU and put into the base model loaded anew, so that what is written has its
+    names and ties whatever the wrapping did to them.
+    """
+    from regrow.train.trainer import load_whole
+
+    main = trainer.accelerator.is_main_process
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return trainer.accelerator.unwrap_model(trainer.model) if main else None
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
+    if not main:
+        return None
+    model = _load(model_dir, cfg, bf16=False)
+    if cfg.method == "lora":
+        from peft import get_peft_model
+
+        model = get_peft_model(model, _lora(cfg))
+    load_whole(model, weights, model_dir)
+    return model
+
+
+def _save(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
     """Write ``out/model`` (full, or merged when asked) and ``out/adapter`` (LoRA)."""
     from regrow.train.save import atomic_folder, copy_companions
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if cfg.method == "full":
         save_model(model, model_dir, out / "model")
         return

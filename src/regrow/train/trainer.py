@@ -70,7 +70,11 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self.mixture: MixtureCallback | None = None
         if cfg.mixture.controller == "none":
             packs = make_packs(lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
-            self._sampler = BlockSampler(len(packs), seed)
+            arguments = kwargs["args"]
+            together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
+            self._sampler = BlockSampler(len(packs), seed, together)
+            if self._sampler.padding:
+                packs = [*packs, []]
         else:
             plan = plan_mixture(rows.labels(cfg.mixture.by), units, lengths, cfg, seed)
             packs, self._sampler = plan.packs, plan.sampler
@@ -131,10 +135,13 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         weights, denominator = inputs["weights"], num_items_in_batch
         if denominator is None:
             denominator = weights.sum()
-        loss = (self._token_losses(logits, inputs) * weights).sum() / denominator
+        if len(weights):
+            loss = (self._token_losses(logits, inputs) * weights).sum() / denominator
+        else:  # this process has no document left: zero, with zero gradients for what the others average
+            loss = logits.float().sum()
         # DDP averages gradients over processes, while the denominator already counts the tokens of all of them.
         loss = loss * self.accelerator.num_processes
-        if self.aux_loss_enabled:
+        if self.aux_loss_enabled and len(weights):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / self.current_gradient_accumulation_steps
         self._count("tokens", inputs["n_tokens"])
         self._count("computed_tokens", inputs["n_computed"])
@@ -267,10 +274,41 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
                 self._count(name, torch.tensor(value))
         if extra["last"]:
             # Nothing is left to train; Trainer.train would take one step more before it looks at max_steps.
-            self._load_from_checkpoint(str(folder))
+            self._load_weights(folder)
             self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
         else:
             self.train(resume_from_checkpoint=str(folder))
+
+    def _load_weights(self, folder: Path) -> None:
+        """The weights of a checkpoint, into a model that is not wrapped or sharded yet."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._load_from_checkpoint(str(folder))
+            return
+        from peft import PeftModel, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        weights: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            weights |= load_file(file)
+        if isinstance(self.model, PeftModel):
+            set_peft_model_state_dict(self.model, weights)
+        else:
+            load_whole(self.model, weights, folder)
+
+
+def load_whole(model: nn.Module, weights: dict[str, Tensor], where: Path) -> None:
+    """Load a full state dict; only a name whose tensor is tied to one that is there may be missing.
+
+    Raises:
+        ModelError: The names do not fit.
+    """
+    result = model.load_state_dict(weights, strict=False)
+    own = model.state_dict()
+    loaded = {own[name].data_ptr() for name in weights if name in own}
+    missing = [name for name in result.missing_keys if own[name].data_ptr() not in loaded]
+    if missing or result.unexpected_keys:
+        names = ", ".join([*missing, *result.unexpected_keys][:4])
+        raise ModelError(f"the trained weights do not fit the model: {names}", where=str(where))
 
 
 class _EpochOrder(TrainerCallback):  # type: ignore[misc]
