@@ -1,8 +1,9 @@
 """Key-value caches in few large blocks: of the decoding batch, which sequences leave and enter, and of a prefill.
 
-Keys and values of all layers that have the same shape lie in one block, ``(stacked, rows, heads, columns, head size)``,
-so that moving a sequence is one copy and not two a layer. Keys already carry their positions (rotary embedding), so the
-column itself means nothing, and what was computed in one cache can be copied to any columns of another.
+Keys and values of all layers that have the same shape lie in one block,
+``(stacked, rows, heads, columns, head size)``, so that moving a sequence is one copy and not two a layer. Keys already
+carry their positions (rotary embedding), so the column itself means nothing, and what was computed in one cache can be
+copied to any columns of another.
 """
 
 from __future__ import annotations
@@ -83,9 +84,7 @@ class _BlockCache(Cache):  # type: ignore[misc]
         self.window, self.columns = window, columns
         self.blocks = layout.zeros(rows, columns)
         super().__init__(
-            layers=[
-                _Layer(window, self.blocks[kb][ki], self.blocks[vb][vi]) for (kb, ki), (vb, vi) in layout.places
-            ]
+            layers=[_Layer(window, self.blocks[kb][ki], self.blocks[vb][vi]) for (kb, ki), (vb, vi) in layout.places]
         )
 
     def copy(self, row: int, start: int, end: int) -> Blocks:
@@ -127,8 +126,8 @@ class BatchCache(_BlockCache):
     """The cache of at most ``rows`` sequences that decode together.
 
     All rows write the next token into the same column, so a prompt of length L enters right-aligned, in the L columns
-    before it, whatever the others' lengths are. A row that leaves is overwritten by the last one. Columns left of every
-    row's start are not read.
+    before it, whatever the others' lengths are. A row that leaves is overwritten by the last one. Columns left of
+    every row's start are not read.
 
     Args:
         layout: Of the model.

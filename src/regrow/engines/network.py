@@ -52,8 +52,8 @@ class Network:
             ids, positions: int64 of the same shape.
             cache: Takes the new keys and values.
             mask: int64 ``(rows, cached + tokens)`` or None.
-            last: int64 ``(rows,)``, the token of each row whose successor is wanted. Without `direct` all the same, the
-                last.
+            last: int64 ``(rows,)``, the token of each row whose successor is wanted. Without `direct` it must be the
+                last of all rows.
 
         Returns:
             float32 ``(rows, vocabulary)``.

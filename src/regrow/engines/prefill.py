@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -67,7 +68,7 @@ class Prefill:
         order = sorted(prompts)
         runs: list[tuple[tuple[int, ...], int]] = []
         last: tuple[int, ...] | None = None
-        for a, b in zip(order, order[1:], strict=False):
+        for a, b in pairwise(order):
             shared = min(common_length(a, b), len(a) - 1, len(b) - 1)
             known = min(_length(self.store.find(a)), _length(self.store.find(b)))
             if shared - known < SHARED:

@@ -1,8 +1,8 @@
 """Tree Generation: the model plays user and assistant, branch by branch (arXiv 2406.11354, section 3).
 
-In large batches of one layer over all trees at once; which layer is next, `regrow.grow.frontier` says. A parent's prompt
-is the token ids of its path with the markers between them; its candidates are sampled, screened, and thinned by MMR to
-the children that the plan wants; the children and the mark that their parent is done are one transaction. All
+In large batches of one layer over all trees at once; which layer is next, `regrow.grow.frontier` says. A parent's
+prompt is the token ids of its path with the markers between them; its candidates are sampled, screened, and thinned by
+MMR to the children that the plan wants; the children and the mark that their parent is done are one transaction. All
 randomness of a parent comes from the run's seed and its own path, so neither the order of work, nor that in which an
 engine finishes, nor a restart changes what is grown.
 """
