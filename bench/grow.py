@@ -4,13 +4,13 @@
 
 Arms, on one model in memory, with the same sampling parameters and caps:
 
-- ``regrow``: `regrow grow` as it is, caches of prefixes kept; and the same without them.
+- ``regrow``: the transformers engine, caches of prefixes kept; and the same engine without them.
 - ``generate, level by level``: the same tree by ``model.generate`` in batches, siblings by ``num_return_sequences``.
 - ``generate, independent``: as Magpie (arXiv 2406.08464) samples: open the user turn, let the model ask, close it, let
   it answer, and so on; as many independent dialogues as the tree has paths.
 
-Nothing is oversampled, screened or compared by an encoder in any arm; the regrow arms write their store and corpus,
-the generate arms nothing. The arms take turns, so that a drifting clock hits all of them; the table has medians, and
+Every turn is kept as it was sampled: nothing is oversampled, screened, compared by an encoder or written to disk in
+any arm. The arms take turns, so that a drifting clock hits all of them; the table has medians, and
 ratios within a repeat, by the clock and by processor time, which a busy machine disturbs less. The floor is what the
 machine's memory bandwidth and arithmetic, measured beside, would need for the bytes and products of ``regrow``: all
 weights and live caches read once for each pass, and two floating-point operations a weight and token.
@@ -22,12 +22,13 @@ import argparse
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+Path = tuple[str, str, list[list[int]]]
+"""Key, root prompt, and the token ids of the turns so far."""
 
 
 @dataclass
@@ -73,27 +74,45 @@ def clocks(since: tuple[float, float] = (0.0, 0.0)) -> tuple[float, float]:
 def settings(args: argparse.Namespace) -> Any:
     from regrow.grow.config import GrowConfig
 
-    anything = {
-        "min_words": 1, "max_repeated_4gram": 1.0, "scripts": [], "refusals": [], "role_leaks": False,
-        "question_form": False,
-    }  # fmt: skip
     return GrowConfig(
-        engine="transformers", encoder="none", shape=args.shape, dialogues="all", topics=args.topics.split(","),
-        oversample=1, refill_rounds=0, screen=anything,
+        shape=args.shape, topics=args.topics.split(","),
         question={"max_new_tokens": args.question_tokens, "stop": []},
         answer={"max_new_tokens": args.answer_tokens},
     )  # fmt: skip
 
 
-def regrow_arm(cfg: Any, resolved: Any, engine: Any) -> Callable[[int], Result]:
-    from regrow.grow.stage import grow
+def regrow_arm(cfg: Any, engine: Any, tokenizer: Any, shape: Sequence[int]) -> Callable[[int], Result]:
+    from regrow.engines.base import Request
+    from regrow.grow.plan import node_seed
+    from regrow.grow.script import ChatScript, prompt_ids, root_prompt
+
+    script = ChatScript(cfg, tokenizer)
 
     def run(seed: int) -> Result:
-        with tempfile.TemporaryDirectory() as folder:
-            started = clocks()
-            done = grow(cfg, resolved, Path(folder), seed=seed, engine=engine)
-            spent = clocks(started)
-        return Result(*spent, done.dialogues, done.kept, done.kept_tokens, done.prefill["run"])
+        started = clocks()
+        nodes = tokens = 0
+        prefill = engine.stats.prefill_tokens
+        paths: list[Path] = [(f"t{i}", root_prompt(cfg, topic), []) for i, topic in enumerate(cfg.topics)]
+        for layer, siblings in enumerate(shape, 1):
+            keep = "completions" if layer < len(shape) else "nothing"
+            asked = [
+                Request(
+                    key, prompt_ids(script, root, above), siblings, node_seed(seed, key), script.params(layer), keep
+                )
+                for key, root, above in paths
+            ]
+            below: list[Path] = []
+            for i, found in engine.sample(asked):
+                key, root, above = paths[i]
+                prompt = asked[i].prompt_ids
+                if keep == "completions":
+                    engine.retain(key, prompt, [(*prompt, *c.token_ids) for c in found])
+                below += [(f"{key}/{k}", root, [*above, c.token_ids]) for k, c in enumerate(found)]
+                tokens += sum(len(c.token_ids) for c in found)
+            paths = sorted(below, key=lambda path: path[0])
+            nodes += len(paths)
+        engine.forget()
+        return Result(*clocks(started), len(paths), nodes, tokens, engine.stats.prefill_tokens - prefill)
 
     return run
 
@@ -207,8 +226,8 @@ def main() -> None:
     for n in shape:
         paths *= n
     arms = {
-        "regrow": regrow_arm(cfg, resolved, engines[0]),
-        "regrow, every prompt whole": regrow_arm(cfg, resolved, engines[1]),
+        "regrow": regrow_arm(cfg, engines[0], tokenizer, shape),
+        "regrow, every prompt whole": regrow_arm(cfg, engines[1], tokenizer, shape),
         "generate, level by level": generate_arm(cfg, model, tokenizer, shape, args.batch),
         "generate, independent": generate_arm(cfg, model, tokenizer, [paths, *[1] * (len(shape) - 1)], args.batch),
     }
@@ -250,7 +269,7 @@ def main() -> None:
         spent /= torch.get_num_threads()
     floor = max(read / bandwidth, flops / arithmetic)
     print(
-        "\nThe last two columns are time a token of distinct turns, `generate` on the tree being 1. Floor of `regrow`: "
+        "\nThe last columns are time a token of distinct turns, `generate` on the tree being 1. Floor of `regrow`: "
         f"{read / 1e9:.0f} GB at {bandwidth / 1e9:.1f} GB/s are {read / bandwidth:.1f} s, {flops / 1e12:.2f} TFLOP at "
         f"{arithmetic / 1e9:.0f} GFLOP/s {flops / arithmetic:.1f} s; it took {spent / floor:.1f} times the larger "
         "(processor seconds a thread)."

@@ -81,7 +81,11 @@ def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_of(folder: Path, **options: Any) -> TransformersEngine:
-    return TransformersEngine.from_model(load_model(folder), tokenizer_of(folder), **options)
+    """With clear preferences among the tokens: of two that are equally likely to rounding, another batch may draw the
+    other."""
+    model = load_model(folder)
+    model.model.norm.weight.data *= 8
+    return TransformersEngine.from_model(model, tokenizer_of(folder), **options)
 
 
 @pytest.mark.usefixtures("chatty")
@@ -135,7 +139,7 @@ def test_reuse_and_memory_change_no_node(tiny_model_dir: Path, tmp_path: Path) -
 def test_depth_first_in_full_batches(tiny_model_dir: Path, tmp_path: Path) -> None:
     """Layers take turns instead of following one another, so few nodes wait at once."""
     cfg = settings(
-        shape=[6, 2, 2, 2], dialogues="all", topics=[f"t{i}" for i in range(6)], screen=ANYTHING, batch_nodes=16,
+        shape=[6, 2, 2, 2], dialogues="all", topics=[f"t{i}" for i in range(4)], screen=ANYTHING, batch_nodes=16,
         question={"max_new_tokens": 8, "stop": []}, answer={"max_new_tokens": [8]}, truncated="trim",
     )  # fmt: skip
     peaks = []
