@@ -10,10 +10,10 @@ Arms, on one model in memory, with the same sampling parameters and caps:
   it answer, and so on; as many independent dialogues as the tree has paths.
 
 Every turn is kept as it was sampled: nothing is oversampled, screened, compared by an encoder or written to disk in
-any arm. The arms take turns, so that a drifting clock hits all of them; the table has medians, and
-ratios within a repeat, by the clock and by processor time, which a busy machine disturbs less. The floor is what the
-machine's memory bandwidth and arithmetic, measured beside, would need for the bytes and products of ``regrow``: all
-weights and live caches read once for each pass, and two floating-point operations a weight and token.
+any arm. The arms take turns, so that a drifting clock hits all of them; the table has medians, and ratios within a
+repeat, by the clock and by processor time, which a busy machine disturbs less. The floor is what the machine's memory
+bandwidth and arithmetic, measured before, would need for the bytes and products of ``regrow``: all weights and live
+caches read once for each pass, and two floating-point operations a weight and token.
 """
 
 from __future__ import annotations
@@ -167,26 +167,26 @@ def generate_arm(cfg: Any, model: Any, tokenizer: Any, shape: Sequence[int], bat
 
 def machine(model: Any) -> tuple[float, float]:
     """Bytes a second read from memory, and floating-point operations a second of a matrix product in the model's
-    dtype; the best of five."""
+    dtype; the best of five, by the clock on a GPU and by processor time a thread otherwise."""
     import torch
 
-    def wait() -> None:
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
+    cuda = model.device.type == "cuda"
 
-    big = torch.ones(2**27, dtype=torch.float32, device=model.device)
+    def clock() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() if cuda else time.process_time() / torch.get_num_threads()
+
+    big = torch.ones(2**26, dtype=torch.float32, device=model.device)
     a = torch.randn(2048, 2048, device=model.device).to(model.dtype)
     read = product = float("inf")
     for _ in range(5):
-        wait()
-        started = time.perf_counter()
+        started = clock()
         big.sum()
-        wait()
-        read = min(read, time.perf_counter() - started)
-        started = time.perf_counter()
+        read = min(read, clock() - started)
+        started = clock()
         a @ a
-        wait()
-        product = min(product, time.perf_counter() - started)
+        product = min(product, clock() - started)
     return big.numel() * 4 / read, 2 * 2048**3 / product
 
 
@@ -233,6 +233,7 @@ def main() -> None:
     }
     results: dict[str, list[Result]] = {name: [] for name in arms}
     floors = []
+    bandwidth, arithmetic = machine(model)
     for repeat in range(args.repeats):
         for name, run in arms.items():
             before = Work(**vars(work))
@@ -244,7 +245,6 @@ def main() -> None:
     layout = engines[0]._network.layout
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     numbers = sum(p.numel() for p in model.parameters())
-    bandwidth, arithmetic = machine(model)
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f},")
     print(f"torch {torch.__version__} on {model.device} in {model.dtype} with {torch.get_num_threads()} threads,")
     print(f"transformers {transformers.__version__}; {args.model}, shape {args.shape}, {len(cfg.topics)} trees, caps")

@@ -143,7 +143,7 @@ def test_a_beginning_that_prompts_share_is_run_once(tok):
     top, left, right = top * 4, left * 9, right * 9
     asked = [(*top, *left, 5), (*top, *left, 6, 7), (*top, *right, 5), (*top, *right, 8), (*top, 5)]
     logits, _ = Prefill(network, PrefixStore(2**30), stats).run(asked, [None] * 5)
-    assert stats.prefill_tokens == len(top) + len(left) + len(right) + 1 + 2 + 1 + 1
+    assert stats.prefill_tokens == len(top) + len(left) + len(right) + (1 + 2 + 1 + 1 + 1)
     whole = EngineStats()
     plain, _ = Prefill(network, PrefixStore(0), whole).run(asked, [None] * 5)
     assert whole.prefill_tokens > sum(map(len, asked)), "no room to keep anything: each is run whole"
