@@ -234,6 +234,11 @@ def main() -> None:
     results: dict[str, list[Result]] = {name: [] for name in arms}
     floors = []
     bandwidth, arithmetic = machine(model)
+    short = {"question": {"max_new_tokens": 4, "stop": []}, "answer": {"max_new_tokens": 4}}
+    warm = type(cfg)(**{**cfg.model_dump(), **short, "shape": [1] * len(shape)})
+    for engine in engines:
+        regrow_arm(warm, engine, tokenizer, warm.shape)(0)
+    generate_arm(warm, model, tokenizer, warm.shape, args.batch)(0)
     for repeat in range(args.repeats):
         for name, run in arms.items():
             before = Work(**vars(work))

@@ -43,7 +43,7 @@ class Layout:
         self.shapes = list(shapes)
         self.dtype, self.device = like.layers[0].keys.dtype, like.layers[0].keys.device
         numbers = sum(n * heads * size for n, (heads, size) in zip(self.counts, self.shapes, strict=True))
-        self.bytes_per_token = numbers * self.dtype.itemsize
+        self.bytes_per_token: int = numbers * self.dtype.itemsize
 
     def zeros(self, rows: int, columns: int) -> Blocks:
         """Empty blocks. Zeros, because a masked column still meets its weight of 0, and 0 times NaN is NaN."""
