@@ -58,7 +58,7 @@ def test_dummy_takes_the_models_tokenizer_and_the_seed(tiny):
 
 def test_settings_reach_the_engine(tiny):
     engine = make_engine("transformers", tiny, dtype="bfloat16", batch_size=3, memory_gib=1.0)
-    assert engine.info.dtype == "bfloat16" and engine._places(10, 20) == 3
+    assert engine.info.dtype == "bfloat16" and engine._places(20) == 3
 
 
 def test_unknown_name(tiny):

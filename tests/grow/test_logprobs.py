@@ -8,7 +8,7 @@ import pytest
 from regrow.grow.corpus import read_dialogues, read_nodes
 from regrow.grow.script import ChatScript, root_prompt
 from regrow.grow.store import Store
-from tests.grow.helpers import ScriptedEngine, run, settings, tokenizer_of
+from tests.grow.helpers import ScriptedEngine, run, sentence, settings, tokenizer_of
 
 
 def test_each_node_once_and_at_its_own_tokens(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -91,3 +91,27 @@ def test_against_the_model(tiny_model_dir: Path, tmp_path: Path) -> None:
         want, where = logits.topk(5)
         assert np.asarray(a.top_ids).reshape(-1, 5).tolist() == where.tolist()
         assert np.asarray(a.top_logprobs).reshape(-1, 5) == pytest.approx(want.numpy(), abs=5e-3)
+
+
+def test_a_text_without_bos_against_the_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Pretrain mode, and nothing stands before the text: the first token has no distribution, all others theirs."""
+    torch = pytest.importorskip("torch")
+    from regrow.models.load import load_model
+
+    tokenizer = tokenizer_of(tiny_model_dir)
+    assert tokenizer("")["input_ids"] == [], "this tokenizer puts nothing in front"
+    engine = ScriptedEngine(tokenizer, lambda r, i: sentence(r.seed + i) + ("…" if r.key == "t00" else ""))
+    run(tiny_model_dir, tmp_path, settings(mode="pretrain", shape=[2, 2], dialogues="all", top_logprobs=5), engine)
+    model = load_model(tiny_model_dir)
+    nodes = {n.id: n for n in read_nodes(tmp_path)}
+    for dialogue in read_dialogues(tmp_path):
+        path = [nodes[i] for i in dialogue.node_ids]
+        ids = [t for n in path for t in n.token_ids]
+        with torch.inference_mode():
+            want, where = model(torch.tensor([ids])).logits[0].float().log_softmax(-1).topk(5)
+        found = np.concatenate([np.asarray(n.top_ids).reshape(-1, 5) for n in path])
+        logprobs = np.concatenate([np.asarray(n.top_logprobs).reshape(-1, 5) for n in path])
+        assert len(found) == len(ids) + 1, "a row a token, and one for the end of the text"
+        assert (found[0] == -1).all() and np.isneginf(logprobs[0]).all()
+        assert found[1:].tolist() == where.tolist()
+        assert logprobs[1:] == pytest.approx(want.numpy(), abs=5e-3)

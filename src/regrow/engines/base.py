@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Finish = Literal["stop", "length"]
+Keep = Literal["nothing", "prompt", "completions"]
 
 RAY = "ray:"
 """Before the name of an engine that runs in the workers of a Ray cluster."""
@@ -39,6 +40,8 @@ class Request:
         prompt_ids: Token ids, special tokens included; nothing is added to them.
         n: Number of independent continuations.
         seed: 63-bit; all randomness of these continuations comes from it, whatever else is in the batch.
+        keep: What may come again as the beginning of a prompt: the prompt, or its completions too. A hint to engines
+            that keep caches alive (`KeepsPrefixes`); it changes no answer.
     """
 
     key: str
@@ -46,6 +49,7 @@ class Request:
     n: int
     seed: int
     params: SampleParams
+    keep: Keep = "nothing"
 
 
 @dataclass(slots=True)
@@ -133,4 +137,46 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free memory and processes. Idempotent."""
+        ...
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine did since it was opened.
+
+    Attributes:
+        prefill_tokens: Prompt tokens that were run through the model.
+        reused_tokens: Prompt tokens whose caches were there already, so that they were not.
+        sampled_tokens: Tokens drawn.
+        evicted_tokens: Tokens whose caches were thrown away for lack of memory; run again if they are needed.
+        prefix_bytes: Most memory that kept caches took.
+    """
+
+    prefill_tokens: int = 0
+    reused_tokens: int = 0
+    sampled_tokens: int = 0
+    evicted_tokens: int = 0
+    prefix_bytes: int = 0
+
+
+@runtime_checkable
+class KeepsPrefixes(Protocol):
+    """What an engine offers besides when it keeps the caches of prompts and completions (`Request.keep`) alive.
+
+    Whoever samples a tree says which branches go on; without that the least recently used caches make room.
+    """
+
+    stats: EngineStats
+
+    def retain(self, key: str, prompt_ids: Sequence[int], continued: Sequence[Sequence[int]]) -> None:
+        """The requests with this key are answered for good. Free what was kept for them but does not lead to
+        ``continued``, the prefixes (prompt included) from which sampling will go on."""
+        ...
+
+    def crowded(self) -> bool:
+        """Whether caches will soon be thrown away: time to finish branches rather than to begin new ones."""
+        ...
+
+    def forget(self) -> None:
+        """Free all caches that were kept."""
         ...

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from regrow.engines.base import RAY, Completion, Engine, EngineInfo, Request, Score, ScoreRow
 from regrow.errors import EngineError, MissingExtra, RegrowError
@@ -60,7 +60,7 @@ class RayEngine:
         self._idle: list[Any] = []
         self._joining: dict[Any, Any] = {}
         """Reference to a worker's `EngineInfo` -> the worker; ready once it is up, or up again."""
-        self._inner: EngineInfo | None = None
+        self._inner = cast("EngineInfo | None", None)
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(config.address)
@@ -261,7 +261,8 @@ def _portable_errors() -> Iterator[None]:
 def _clear(error: Exception) -> EngineError:
     """What a user can act on, out of Ray's wrapping."""
     cause = getattr(error, "cause", None)
-    node = f"worker on {error.ip}" if getattr(error, "ip", None) else "a worker"
+    ip = getattr(error, "ip", None)
+    node = f"worker on {ip}" if ip else "a worker"
     if isinstance(cause, RegrowError):
         where = f"{node}, {cause.where}" if cause.where else node
         return EngineError(cause.message, where=where, hint=cause.hint)

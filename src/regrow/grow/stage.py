@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.engines.base import Engine
+from regrow.engines.base import Engine, KeepsPrefixes
 from regrow.errors import RunError
 from regrow.grow.config import GrowConfig
 from regrow.grow.corpus import Dialogue, Node, write_corpus
@@ -60,6 +60,8 @@ class GrowSummary:
         seconds: Of this call; a resumed run grew the rest before.
         resumed_nodes: Candidates an earlier run had committed.
         top_logprobs: k of the stored distributions, 0 for none.
+        prefill: Of engines that keep prefixes (`EngineStats`): prompt tokens that were ``run``, that were there
+            already (``reused``), and whose caches were ``evicted`` for lack of memory, in this call.
     """
 
     out: str
@@ -76,6 +78,7 @@ class GrowSummary:
     resumed_nodes: int
     top_logprobs: int
     dropped: dict[str, int] = field(default_factory=dict)
+    prefill: dict[str, int] = field(default_factory=dict)
 
     @property
     def short(self) -> int:
@@ -148,7 +151,9 @@ def grow(
         topics = _topics(cfg, store, script, tokenizer, engine, encoder, topics, seed)
         screen = Screen(cfg.screen, script.markers(), frozenset(tokenizer.all_special_ids))
         grower = Grower(cfg, store, script, engine, screen, encoder, seed, tokenizer)
+        prefill = _prefill(engine)
         wanted = _grow_rounds(cfg, store, script, grower, topics)
+        prefill = {name: n - prefill[name] for name, n in _prefill(engine).items()}
         if cfg.top_logprobs:
             _score(cfg, store, script, model, engine, seed)
         totals = store.totals()
@@ -171,6 +176,7 @@ def grow(
             resumed_nodes=before,
             top_logprobs=cfg.top_logprobs,
             dropped=dict(sorted(counts.dropped.items(), key=lambda x: (-x[1], x[0]))),
+            prefill=prefill,
         )
     if not summary.dialogues:
         raise RunError(
@@ -185,6 +191,14 @@ def grow(
             f"({_top(summary.dropped)}). More retries or refill_rounds, or looser screens, would find more."
         )
     return summary
+
+
+def _prefill(engine: Engine) -> dict[str, int]:
+    """Its counts so far; empty for an engine that keeps no prefixes."""
+    if not isinstance(engine, KeepsPrefixes):
+        return {}
+    done = engine.stats
+    return {"run": done.prefill_tokens, "reused": done.reused_tokens, "evicted": done.evicted_tokens}
 
 
 def _top(dropped: Mapping[str, int]) -> str:

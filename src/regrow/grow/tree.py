@@ -1,16 +1,17 @@
 """Tree Generation: the model plays user and assistant, branch by branch (arXiv 2406.11354, section 3).
 
-Layer by layer over all trees at once, in large batches. A parent's prompt is the token ids of its path with the
-markers between them; its candidates are sampled, screened, and thinned by MMR to the children that the plan wants; the
-children and the mark that their parent is done are one transaction. All randomness of a parent comes from the run's
-seed and its own path, so neither the order in which an engine finishes nor a restart changes what is grown.
+In large batches of one layer over all trees at once; which layer is next, `regrow.grow.frontier` says. A parent's
+prompt is the token ids of its path with the markers between them; its candidates are sampled, screened, and thinned by
+MMR to the children that the plan wants; the children and the mark that their parent is done are one transaction. All
+randomness of a parent comes from the run's seed and its own path, so neither the order of work, nor that in which an
+engine finishes, nor a restart changes what is grown.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from regrow.engines.base import Completion, Engine, Finish, Request
+from regrow.engines.base import Completion, Engine, Finish, Keep, KeepsPrefixes, Request
 from regrow.grow.config import GrowConfig
+from regrow.grow.frontier import Frontier, Open
 from regrow.grow.mmr import mmr
 from regrow.grow.plan import Want, node_seed, redistribute, split
 from regrow.grow.screen import DUPLICATE, SURPLUS, TOO_SIMILAR, Screen, ends_a_sentence, normal_form
@@ -106,8 +108,10 @@ class Grower:
     ) -> None:
         self.config, self.store, self.script, self.engine = config, store, script, engine
         self.screen, self.encoder, self.seed, self.tokenizer = screen, encoder, seed, tokenizer
+        self._prefixes = engine if isinstance(engine, KeepsPrefixes) else None
         self._blank: dict[int, bool] = {}
         self._sampled = self._kept = self._dropped = 0
+        self._sampled_before = 0
 
     def run(self, bar: Task) -> None:
         """Expand every planted tree to its leaves; what is expanded already is left alone.
@@ -117,9 +121,17 @@ class Grower:
             RunError: The disk is full; likewise.
         """
         trees = {t.tree: t for t in self.store.trees()}
-        self._expand(self._roots(trees.values()), bar)
-        for layer in range(1, max(t.shape.depth for t in trees.values())):
-            self._expand(self._open(trees, layer), bar)
+        self._sampled_before = self._sampled
+        frontier = Frontier(self._roots(trees.values()), max(t.shape.depth for t in trees.values()))
+        for layer in range(1, frontier.depth):
+            for id_, number, want in self._unfinished(layer):
+                frontier.push(layer, Open(id_, number, want, self._size(trees[number], layer, want)))
+        try:
+            while batch := self._batch(frontier, trees):
+                self._expand(batch, frontier, bar)
+        finally:
+            if self._prefixes:
+                self._prefixes.forget()
 
     # -- what is to be expanded ---------------------------------------------------------------------------------
 
@@ -143,46 +155,75 @@ class Grower:
                 if f"{unit}/{slot}" not in done:
                     yield Parent(f"{unit}/{slot}", tree.id, tree, 0, [{turns: 1}], prompt, anchor, slot)
 
-    def _open(self, trees: dict[int, TreeRow], layer: int) -> Iterator[Parent]:
+    def _unfinished(self, layer: int) -> Iterator[tuple[str, int, Want]]:
+        """What an interrupted run left open."""
         after = ""
         while page := self.store.open_nodes(layer, after, self.config.batch_nodes):
             after = page[-1][0]
-            known = self.store.contents([step for id_, _, _ in page for step in path_ids(id_)])
-            for id_, number, want in page:
-                path = [known[step] for step in path_ids(id_)]
-                tree = trees[number]
-                prompt = prompt_ids(self.script, tree.root, [ids for ids, _ in path])
-                yield Parent(id_, id_, tree, layer, self._split(tree, id_, layer, want), prompt, path[-1][1])
+            yield from page
+
+    def _parents(self, trees: dict[int, TreeRow], layer: int, nodes: Sequence[Open]) -> list[Parent]:
+        known = self.store.contents([step for node in nodes for step in path_ids(node.id)])
+        parents = []
+        for node in nodes:
+            path = [known[step] for step in path_ids(node.id)]
+            tree = trees[node.tree]
+            prompt = prompt_ids(self.script, tree.root, [ids for ids, _ in path])
+            shares = self._split(tree, node.id, layer, node.want)
+            parents.append(Parent(node.id, node.id, tree, layer, shares, prompt, path[-1][1]))
+        return parents
 
     # -- expanding ----------------------------------------------------------------------------------------------
 
-    def _expand(self, parents: Iterator[Parent], bar: Task) -> None:
-        """Sample, screen, choose, commit. Parents that are short of children join a later batch, ahead of new ones."""
-        short: deque[Parent] = deque()
-        while batch := self._batch(parents, short):
-            requests = [self._request(parent) for parent in batch]
-            again: list[Parent] = []
-            for index, completions in self.engine.sample(requests):
-                parent = batch[index]
-                self._sift(parent, requests[index].seed, completions)
-                chosen, similar = self._choose(parent)
-                if len(chosen) < len(parent.shares) and parent.attempts <= self.config.retries:
-                    parent.missing = len(parent.shares) - len(chosen)
-                    again.append(parent)
-                else:
-                    self._commit(parent, chosen, similar, bar)
-            short.extend(sorted(again, key=lambda p: p.key))
+    def _expand(self, batch: Sequence[Parent], frontier: Frontier, bar: Task) -> None:
+        """Sample, screen, choose, commit. Parents that are short of children wait for a later batch of their layer."""
+        requests = [self._request(parent) for parent in batch]
+        again: list[Parent] = []
+        for index, completions in self.engine.sample(requests):
+            parent = batch[index]
+            self._sift(parent, requests[index].seed, completions)
+            chosen, similar = self._choose(parent)
+            if len(chosen) < len(parent.shares) and parent.attempts <= self.config.retries:
+                parent.missing = len(parent.shares) - len(chosen)
+                again.append(parent)
+                continue
+            children = self._commit(parent, chosen, similar, bar)
+            for child in children:
+                if child.want is not None:
+                    size = self._size(parent.tree, child.layer, child.want)
+                    frontier.push(child.layer, Open(child.id, child.tree, child.want, size))
+            if self._prefixes:
+                going = [(*parent.prompt, *c.token_ids) for c in children if c.want is not None]
+                self._prefixes.retain(parent.key, parent.prompt, going)
+        for parent in sorted(again, key=lambda p: p.key):
+            frontier.push_again(parent.layer, parent, self._ask(parent))
 
-    def _batch(self, parents: Iterator[Parent], short: deque[Parent]) -> list[Parent]:
+    def _batch(self, frontier: Frontier, trees: dict[int, TreeRow]) -> list[Parent]:
+        """The next parents to expand together: of one layer, about `GrowConfig.batch_nodes` candidates."""
+        limit = self.config.batch_nodes * self.engine.info.workers
+        layer = frontier.next_layer(limit, bool(self._prefixes and self._prefixes.crowded()))
+        if layer is None:
+            return []
         batch: list[Parent] = []
         size = 0
-        while size < self.config.batch_nodes * self.engine.info.workers:
-            parent = short.popleft() if short else next(parents, None)
-            if parent is None:
-                break
+        while size < limit and (parent := frontier.pop_again(layer)):
+            batch.append(parent)
+            size += self._ask(parent)
+        if layer:
+            nodes: list[Open] = []
+            while size < limit and (node := frontier.pop(layer)):
+                nodes.append(node)
+                size += node.size
+            return batch + self._parents(trees, layer, nodes)
+        while size < limit and (parent := frontier.pop_root()):
             batch.append(parent)
             size += self._ask(parent)
         return batch
+
+    def _size(self, tree: TreeRow, layer: int, want: Want) -> int:
+        """Candidates that a node of ``layer`` will ask for at first; at most, for its share is not yet split."""
+        children = min(sum(want.values()), tree.shape.children[layer])
+        return 1 if tree.shape.independent or children == 1 else math.ceil(self.config.oversample * children)
 
     def _ask(self, parent: Parent) -> int:
         """Candidates to sample at once.
@@ -196,7 +237,10 @@ class Grower:
 
     def _request(self, parent: Parent) -> Request:
         seed = node_seed(self.seed, parent.key if parent.slot is None else parent.unit, "sample", parent.attempts)
-        return Request(parent.key, parent.prompt, self._ask(parent), seed, self.script.params(parent.layer + 1))
+        params = self.script.params(parent.layer + 1)
+        goes_on = parent.layer + 1 < parent.tree.shape.depth
+        keep: Keep = "completions" if goes_on else "prompt"  # a retry asks the prompt again
+        return Request(parent.key, parent.prompt, self._ask(parent), seed, params, keep)
 
     def _sift(self, parent: Parent, seed: int, completions: Sequence[Completion]) -> None:
         """Note the candidates of one attempt, each with the reason that makes it unfit."""
@@ -276,7 +320,8 @@ class Grower:
         )
         return [fit[i] for i in picked], {fit[i].number for i in similar}
 
-    def _commit(self, parent: Parent, chosen: list[Candidate], similar: set[int], bar: Task) -> None:
+    def _commit(self, parent: Parent, chosen: list[Candidate], similar: set[int], bar: Task) -> list[StoredNode]:
+        """Make the expansion durable; returns the children."""
         lost = parent.shares[len(chosen) :]
         shares = parent.shares[: len(chosen)]
         if lost and parent.slot is None:
@@ -286,6 +331,7 @@ class Grower:
             self._kept_node(parent, child, f"{parent.id}/{i if parent.slot is None else parent.slot}", share)
             for i, (child, share) in enumerate(zip(chosen, shares, strict=True))
         ]
+        children = list(nodes)
         taken = {c.number for c in chosen}
         at = "x" if parent.slot is None else f"x{parent.slot}."
         for c in parent.candidates:
@@ -306,8 +352,10 @@ class Grower:
         )
         self._kept += len(chosen)
         self._dropped += len(nodes) - len(chosen)
-        speed = self._sampled / max(1e-9, time.monotonic() - bar.started)
+        # The bar is this round's, the counts are the whole growth's: the speed must leave earlier rounds out.
+        speed = (self._sampled - self._sampled_before) / max(1e-9, time.monotonic() - bar.started)
         bar.advance(len(parent.shares), tokens=self._sampled, tok_s=speed, kept=self._kept, dropped=self._dropped)
+        return children
 
     def _kept_node(self, parent: Parent, candidate: Candidate, id_: str, share: Want) -> StoredNode:
         node = self._node(parent, candidate, id_, None)

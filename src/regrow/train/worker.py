@@ -79,7 +79,7 @@ def _end_with(pid: int, create_time: float) -> None:
     def there() -> bool:
         try:
             found = psutil.Process(pid)
-            return found.create_time() == create_time and found.status() != psutil.STATUS_ZOMBIE
+            return bool(found.create_time() == create_time and found.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 
