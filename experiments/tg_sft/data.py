@@ -79,7 +79,7 @@ def _dialogue(suite: str, row_id: str, question: str, answer: str) -> Item:
 
 
 MAX_QUESTION = 1200
-"""Characters; the evaluation reads 320 tokens of a dialogue, and of a longer question's answer it would see nothing."""
+"""Characters; the evaluation reads 320 tokens of a dialogue, and would see no answer behind a longer question."""
 
 
 def items(kit: Path, n: int) -> list[Item]:
