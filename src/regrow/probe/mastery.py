@@ -72,8 +72,8 @@ class Cost:
     def text(self) -> str:
         """For the terminal."""
         return (
-            f"{self.questions:,} questions: {self.greedy:,} greedy answers, then at most {self.sampled:,} sampled ones; "
-            f"{self.prompt_tokens:,} prompt tokens and at most {self.new_tokens:,} new tokens"
+            f"{self.questions:,} questions: {self.greedy:,} greedy answers, then at most {self.sampled:,} sampled "
+            f"ones; about {self.prompt_tokens:,} prompt tokens and at most {self.new_tokens:,} new ones"
         )
 
 
