@@ -198,7 +198,7 @@ def test_questions_of_many_shapes(tmp_path):
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     got = read_questions(tmp_path / "q.jsonl")
-    assert [q.text for q in got] == ["Q1", "Q2", "Say\n\nit", "Q4", "Q5", "Q6"]
+    assert [q.text for q in got] == ["Q1", "Q2", "Say\nit", "Q4", "Q5", "Q6"]
     assert [q.answers for q in got] == [["a", "b"], ["a", "A."], ["said"], ["x"], ["y"], ["1912"]]
     assert got[0].relation == "r" and got[0].id == "q.jsonl#1"
 

@@ -146,7 +146,7 @@ def _question(record: dict[str, Any], default_id: str) -> Question:
     if column is not None:
         asked, answers = str(record[column]).strip(), _answers(record)
         if column == "instruction" and str(record.get("input") or "").strip():
-            asked = f"{asked}\n\n{str(record['input']).strip()}"
+            asked = f"{asked}\n{str(record['input']).strip()}"
         messages: list[Message] = [{"role": "user", "content": asked}]
     else:
         found = detect(record)
