@@ -11,7 +11,8 @@ import platform
 import random
 from pathlib import Path
 
-import regrow
+from regrow.api import mix, train
+from regrow.probing import probe_min_k
 from regrow.report.probes import text_table
 from regrow.runs import versions
 
@@ -54,19 +55,17 @@ def main() -> None:
         outside += texts[len(texts) // 2 :]
     members, held = write(out / "members.jsonl", inside), write(out / "heldout.jsonl", outside)
     if not (out / "mix/train.parquet").exists():
-        regrow.mix(args.model, members, out / "mix", replay_ratio=0.0, seed=args.seed)
-    train = {
+        mix(args.model, members, out / "mix", replay_ratio=0.0, seed=args.seed)
+    settings = {
         "train.num_train_epochs": args.epochs,
         "train.per_device_train_batch_size": 8,
         "train.gradient_accumulation_steps": 1,
     }
-    regrow.train(
-        args.model, out / "mix", out / "train", learning_rate=args.learning_rate, seed=args.seed, settings=train
-    )
+    train(args.model, out / "mix", out / "train", learning_rate=args.learning_rate, seed=args.seed, settings=settings)
     found = {}
     for name, model in (("before", args.model), ("after", str(out / "train/model"))):
         reference = args.model if name == "after" else None
-        done = regrow.probe_min_k(model, members, out / name, control=held, reference=reference, seed=args.seed)
+        done = probe_min_k(model, members, out / name, control=held, reference=reference, seed=args.seed)
         found[name] = done.facts
         print(f"\n{name}\n{text_table('min-k', done.facts)}")
     results = {
