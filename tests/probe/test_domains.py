@@ -113,6 +113,11 @@ def test_labelled_rows(tmp_path):
         read_labelled(file)
     file.write_text('{"text": "one", "domain": "a"}\n{"text": "two", "domain": "b"}\n')
     assert read_labelled(file) == (["one", "two"], ["a", "b"])
+    file.write_text('{"text": "one", "domain": "a"}\n{"text": "two"}\n')
+    with pytest.raises(DataError, match="no label"):
+        read_labelled(file)
+    file.write_text('{"text": "one", "domain": "a", "id": 1}\n{"text": "one", "domain": "b", "id": 2}\n')
+    assert read_labelled(file) == (["one"], ["a"])  # the reader takes the second for a duplicate
     other = tmp_path / "m.jsonl"
     other.write_text(
         '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}], "domain": "a"}\n'

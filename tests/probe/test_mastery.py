@@ -180,11 +180,25 @@ def test_small_relations_are_refused_or_the_file_is_the_pool(bank, tokenizer, tm
     lines = [json.loads(x) for x in bank.write(tmp_path / "all.jsonl").read_text().splitlines()]
     few = [x for x in lines if x["relation"] == "river"][:4] + [x for x in lines if x["relation"] == "capital"]
     (tmp_path / "qa.jsonl").write_text("".join(json.dumps(x) + "\n" for x in few))
-    with pytest.raises(DataError, match=r"relation 'river' has 4 question\(s\); prompts of 4 shots need 5"):
+    with pytest.raises(DataError, match=r"relation 'river' has 3 other question\(s\); a prompt shows 4"):
         _probe(bank, tokenizer, tmp_path / "out", tmp_path / "qa.jsonl")
     _probe(bank, tokenizer, tmp_path / "out", tmp_path / "qa.jsonl", pool="file")
     planted = bank.levels()
     assert all(x["mastery"] == planted[x["id"]] for x in _lines(tmp_path / "out/labels.jsonl"))
+
+
+def test_a_twin_of_the_question_is_never_shown(bank, tokenizer, tmp_path):
+    lines = [json.loads(x) for x in bank.write(tmp_path / "all.jsonl").read_text().splitlines()][:7]
+    for x in lines:
+        x.pop("relation")
+    twins = [dict(lines[0], id=f"twin{i}", question=lines[0]["question"].upper()) for i in range(5)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [*lines, *twins]))
+    questions = read_questions(tmp_path / "qa.jsonl")
+    prompter = Prompter(questions, MasteryConfig(), tokenizer, 0)
+    for number in range(50):
+        shown = prompter.shots(questions[0], number)
+        assert len({q.id for q in shown}) == 4 and not any(q.id.startswith("twin") for q in shown)
+        assert len(prompter.shots(questions[1], number)) == 4
 
 
 def test_questions_of_many_shapes(tmp_path):

@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 CHUNK = 64
 """Texts of one request; what a killed run loses at most."""
+_UNLABELLED = "\x00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +181,17 @@ def read_labelled(path: str | Path) -> tuple[list[str], list[str]]:
     """Texts and their domains from any rows with a ``domain`` column.
 
     Raises:
-        DataError: Nothing to read, or one text under two labels.
+        DataError: Nothing to read, a row without a label, or one text under two labels.
     """
     seen: dict[str, str] = {}
-    for row in read_rows(path).rows:
+    read = read_rows(path, domain=_UNLABELLED)
+    for reason, n in read.dropped.items():
+        note(f"{path}: {n:,} labelled texts left out, {reason} (the first one's label counts)")
+    for row in read.rows:
+        if row.domain == _UNLABELLED:
+            raise DataError(
+                "the row has no label", where=f"{path}: {row.id}", hint="Give every row its domain in 'domain'."
+            )
         text = plain_text(row)
         if seen.setdefault(text, row.domain) != row.domain:
             raise DataError(

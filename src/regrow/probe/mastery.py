@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from regrow.engines.base import Engine, Request, SampleParams
 from regrow.errors import DataError
-from regrow.evaluate.rouge import exact_match
+from regrow.evaluate.rouge import exact_match, normalise
 from regrow.evaluate.stats import mean_interval
 from regrow.ledger import Ledger, pass_key
 from regrow.probe.config import MasteryConfig
@@ -125,15 +125,17 @@ class Prompter:
         self._pools: dict[str, list[Question]] = defaultdict(list)
         for q in questions:
             self._pools[self._pool(q)].append(q)
-        for name, members in self._pools.items():
-            if len(members) <= cfg.shots:
-                group = f"relation {name!r}" if name else "the file"
+        # A twin of the question would show its answer.
+        self._twins = Counter((self._pool(q), normalise(q.text)) for q in questions)
+        for q in questions:
+            have = len(self._pools[self._pool(q)]) - self._same(q)
+            if have < cfg.shots:
+                group = f"relation {q.relation!r}" if self._pool(q) else "the file"
                 raise DataError(
-                    f"{group} has {len(members)} question(s); prompts of {cfg.shots} shots need {cfg.shots + 1}",
-                    where="relation" if name else "probe.mastery.shots",
+                    f"{group} has {have} other question(s); a prompt shows {cfg.shots}", where=q.id,
                     hint="Fewer shots (--set probe.mastery.shots=N), or draw them from the whole file "
                     "(--set probe.mastery.pool=file).",
-                )
+                )  # fmt: skip
         form = cfg.form
         if form == "auto":
             form = "plain" if tokenizer.chat_template is None else "chat"
@@ -146,12 +148,17 @@ class Prompter:
     def _pool(self, question: Question) -> str:
         return question.relation if self._cfg.pool == "relation" else ""
 
+    def _same(self, question: Question) -> int:
+        """Questions of its pool that ask the same, itself included."""
+        return self._twins[self._pool(question), normalise(question.text)]
+
     def shots(self, question: Question, prompt: int) -> list[Question]:
-        """The answered questions of one prompt, drawn without replacement, never the question itself."""
+        """The answered questions of one prompt, drawn without replacement, never the question itself or its twin."""
         rng = random.Random(seed_for(self._seed, "shots", question.id, prompt))
         pool = self._pools[self._pool(question)]
-        picks = rng.sample(range(len(pool)), self._cfg.shots + 1)
-        return [pool[i] for i in picks if pool[i] is not question][: self._cfg.shots]
+        picks = [pool[i] for i in rng.sample(range(len(pool)), self._cfg.shots + self._same(question))]
+        asked = normalise(question.text)
+        return [q for q in picks if normalise(q.text) != asked][: self._cfg.shots]
 
     def tokens(self, question: Question, shots: Sequence[Question]) -> tuple[int, ...]:
         """The prompt's ids: turns of the chat template, or ``Q: ... A: ...`` paragraphs."""

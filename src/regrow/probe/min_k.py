@@ -114,6 +114,7 @@ class MinKSummary:
         texts, control: Texts scored; control texts, or 0.
         skipped: Texts too short to score (fewer than two tokens).
         cut: Texts longer than ``max_tokens``.
+        k, fpr: As set.
         means: Score -> mean over the texts, and ``control``: the same over the control texts.
         separation: Score -> AUC and the rest against the control texts.
         threshold: Of ``min_k``, None without control texts.
@@ -126,6 +127,7 @@ class MinKSummary:
     skipped: int
     cut: int
     k: float
+    fpr: float
     means: dict[str, dict[str, float]]
     separation: dict[str, dict[str, float]]
     threshold: float | None
@@ -277,7 +279,8 @@ def _summarise(
     summary = MinKSummary(
         texts=len(good["data"]), control=len(good["control"]),
         skipped=sum(v is None for values in done.values() for v in values),
-        cut=sum(v["cut"] for values in good.values() for v in values), k=cfg.k, means=means, separation=told,
+        cut=sum(v["cut"] for values in good.values() for v in values), k=cfg.k, fpr=cfg.fpr, means=means,
+        separation=told,
         threshold=limit, flagged=None if limit is None else sum(bool(r.get("flagged")) for r in records),
         recited=max((v["run"] for v in good["data"]), default=0),
     )  # fmt: skip

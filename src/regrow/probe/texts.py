@@ -9,8 +9,10 @@ from typing import Any
 
 from regrow.errors import DataError
 from regrow.grow.corpus import NODES, read_nodes
+from regrow.progress import note
 from regrow.rows.formats import detect
 from regrow.rows.limits import Limits
+from regrow.rows.readers import read_rows
 from regrow.rows.row import Message, Row
 from regrow.rows.sources import find_files, read_records
 from regrow.rows.validate import BadRow
@@ -55,12 +57,10 @@ def read_texts(path: str | Path) -> list[Text]:
             Text(q.id, f"{q.text}\n{q.answers[0]}", [*q.messages, {"role": "assistant", "content": q.answers[0]}])
             for q in read_questions(path)
         ]
-    from regrow.rows.readers import read_rows
-
-    return [
-        Text(r.id, plain_text(r), [] if r.meta.get("kind") == "text" else r.messages, r.domain)
-        for r in read_rows(path).rows
-    ]
+    read = read_rows(path)
+    for reason, n in read.dropped.items():
+        note(f"{path}: {n:,} rows left out, {reason}")
+    return [Text(r.id, plain_text(r), [] if r.meta.get("kind") == "text" else r.messages, r.domain) for r in read.rows]
 
 
 def plain_text(row: Row) -> str:

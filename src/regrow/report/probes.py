@@ -154,7 +154,7 @@ def _min_k(facts: dict[str, Any]) -> View:
     told = facts["separation"]
     columns = ["score", "mean"]
     if told:
-        columns += ["control", "AUC", "interval", "best accuracy", "found at the allowed false ones"]
+        columns += ["control", "AUC", "interval", "best accuracy", f"found at {facts['fpr']:.0%} false"]
     rows = []
     for name, means in facts["means"].items():
         row = [SCORES[name], f"{means['data']:.4g}"]

@@ -51,6 +51,8 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         kwargs: For ``SFTTrainer``.
     """
 
+    lr_scheduler: Any
+
     def __init__(self, rows: TokenRows, cfg: TrainConfig, *, seed: int, fingerprint: str, **kwargs: Any) -> None:
         self.cfg, self.fingerprint = cfg, fingerprint
         tokenizer, model = kwargs["processing_class"], kwargs["model"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def infinite_factor(
-    step: int, *, warmup: float, cooldown: float, anneal: float, end: float, flat: float, lowest: float
+    step: float, *, warmup: float, cooldown: float, anneal: float, end: float, flat: float, lowest: float
 ) -> float:
     """The learning rate at ``step`` as a share of the peak.
 
