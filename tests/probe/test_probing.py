@@ -172,3 +172,27 @@ def test_kill_9_loses_and_doubles_nothing(tiny_model_dir, tmp_path):
     assert start(tmp_path / "whole", 0).wait() == 0
     for name in ("labels.jsonl", "prompts.jsonl", "mastery.json"):
         assert (tmp_path / "cut/mastery" / name).read_bytes() == (tmp_path / "whole/mastery" / name).read_bytes()
+
+
+@pytest.mark.parametrize("form", ["chat", "plain"])
+def test_through_the_transformers_engine(form, tiny_model_dir, tmp_path, monkeypatch):
+    """A model of random weights knows nothing, says something, and says the same again."""
+    import regrow.models.embed
+
+    monkeypatch.setattr(regrow.models.embed, "load_encoder", lambda name: HashEncoder())
+    data = FactBank(per_level=1).write(tmp_path / "qa.jsonl")
+    labels = _labels(tmp_path / "labels.jsonl")
+    small = {"probe.mastery.max_new_tokens": 4, "probe.mastery.form": form, "probe.domains.max_new_tokens": 8}
+    found = []
+    for name in ("a", "b"):
+        out = tmp_path / name
+        known = regrow.probe_mastery(
+            str(tiny_model_dir), data, out, prompts=2, shots=2, samples=2, engine="transformers", settings=small
+        )
+        assert known.facts["counts"]["Unknown"] == 8 and known.facts["answers"] == 8 * 2 * 3
+        said = regrow.probe_domains(
+            str(tiny_model_dir), labels, out, samples=5, repeats=2, engine="transformers", settings=small
+        )
+        assert said.facts["start"] == "<|endoftext|>" and said.facts["texts"] + said.facts["empty"] == 10
+        found.append([(out / f).read_bytes() for f in ("mastery/prompts.jsonl", "domains/samples.jsonl")])
+    assert found[0] == found[1]
