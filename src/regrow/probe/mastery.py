@@ -1,6 +1,6 @@
 """SliCK: how well a model knows each fact, from few-shot prompts answered greedily and by sampling.
 
-Gekhman et al., "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?" (arXiv 2405.05904), section 3.
+Gekhman et al., "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?" (arXiv 2405.05904).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COST_SAMPLE = 32
 
 
 def category(p_greedy: float, p_sampled: float | None) -> Category:
-    """SliCK's category of a fact (2405.05904, table in section 3).
+    """SliCK's category of a fact (2405.05904).
 
     Args:
         p_greedy: Share of the prompts whose greedy answer is right.

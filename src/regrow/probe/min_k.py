@@ -43,7 +43,7 @@ def lowest_mean(values: npt.ArrayLike, k: float) -> float:
 
 
 def min_k(logprobs: npt.ArrayLike, k: float = 0.2) -> float:
-    """Min-K% Prob (2310.16789, eq. 1): mean log-probability of the share ``k`` least likely tokens, nats.
+    """Min-K% Prob (2310.16789): mean log-probability of the share ``k`` least likely tokens, nats.
 
     Args:
         logprobs: ``(n,)`` log-probabilities of a text's tokens, n >= 1.
