@@ -38,6 +38,7 @@ SEEN_IN_A_RUN = {
     "method", "learning_rate", "packing", "max_length", "lora", "merge_adapter", "save_total_limit",
     "keep_checkpoints", "attn_implementation", "replay_loss", "soft",
     "infinite",  # test_infinite.py
+    "mixture",  # test_mixture.py
 }  # fmt: skip
 
 

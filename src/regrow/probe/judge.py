@@ -19,7 +19,7 @@ from regrow.probe.draws import seed_for
 
 Floats = npt.NDArray[np.float64]
 
-PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 """Weights of the squared norm that cross-validation chooses from, strongest first."""
 
 
