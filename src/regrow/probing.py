@@ -19,7 +19,7 @@ from regrow.runs import Resume, open_run
 
 if TYPE_CHECKING:
     from regrow.engines.base import Engine
-    from regrow.engines.choose import EngineName
+    from regrow.engines.config import EngineName
     from regrow.models.load import ResolvedModel
 
 Settings = Mapping[str, Any]
@@ -249,7 +249,7 @@ def _model(recipe: Recipe) -> ResolvedModel:
 def _engine(recipe: Recipe, model: ResolvedModel, name: EngineName) -> Engine:
     from regrow.engines.choose import make_engine
 
-    return make_engine(name, model, seed=recipe.seed)
+    return make_engine(name, model, seed=recipe.seed, server=recipe.grow.server, serve=recipe.grow.serve)
 
 
 def _fingerprint(rows: Sequence[Any]) -> str:

@@ -18,7 +18,22 @@ def main() -> None:
 
 def build_app() -> typer.Typer:
     """The application with all its commands."""
-    from regrow.cli import chat, data, env, evaluate, export, gate, grow, merge, probe, recipe, report, serve, train, tune
+    from regrow.cli import (
+        chat,
+        data,
+        env,
+        evaluate,
+        export,
+        gate,
+        grow,
+        merge,
+        probe,
+        recipe,
+        report,
+        serve,
+        train,
+        tune,
+    )
 
     app = typer.Typer(
         name="regrow",

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from regrow.engines.choose import EngineName
+from regrow.engines.config import EngineName
 from regrow.section import Section
 
 
@@ -59,7 +59,7 @@ class MasteryConfig(Section):
     column: str = "mastery"
     """Name of the column that is written; two more begin with it (`mastery_greedy`, `mastery_sampled`)."""
     engine: EngineName = "auto"
-    """auto, transformers, openvino or dummy."""
+    """As `grow.engine`; an engine on a server takes its address from `grow.server` and `grow.serve`."""
     batch_items: int = Field(default=16, ge=1)
     """Questions asked together; what a killed run loses at most."""
 
@@ -93,7 +93,7 @@ class DomainsConfig(Section):
     bootstrap: int = Field(default=10_000, ge=100)
     """Resamples behind each interval."""
     engine: EngineName = "auto"
-    """auto, transformers, openvino or dummy."""
+    """As `grow.engine`; an engine on a server takes its address from `grow.server` and `grow.serve`."""
 
 
 class ProbeConfig(Section):
