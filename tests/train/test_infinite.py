@@ -47,7 +47,8 @@ def test_empty_phases_and_no_annealing():
     ("settings", "message"),
     [({"infinite": {"cooldown_end": 0.9}}, "after the flat phase"),
      ({"infinite": {"min_ratio": 0.5}}, "annealing would rise"),
-     ({"lr_scheduler_type": "infinite", "warmup_ratio": 0.5}, "ends after the cool-down")],
+     ({"lr_scheduler_type": "infinite", "warmup_ratio": 0.5}, "ends after the cool-down"),
+     ({"lr_scheduler_type": "infinite", "launch": {"strategy": "fsdp"}}, "sharded weights")],
 )  # fmt: skip
 def test_phases_must_follow_each_other(settings, message):
     with pytest.raises(ValidationError, match=message):

@@ -174,6 +174,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _infinite_phases(self) -> TrainConfig:
+        if self.lr_scheduler_type == "infinite" and self.launch.strategy in ("fsdp", "deepspeed"):
+            raise ValueError("the infinite schedule cannot write its flat model out of sharded weights; use ddp")
         late = self.lr_scheduler_type == "infinite" and not self.infinite.continues
         if late and self.warmup_ratio > self.infinite.cooldown_end:
             raise ValueError(
