@@ -39,7 +39,6 @@ SEEN_IN_A_RUN = {
     "keep_checkpoints", "attn_implementation", "replay_loss", "soft",
     "infinite",  # test_infinite.py
     "mixture",  # test_mixture.py
-    "launch",  # test_launch.py
 }  # fmt: skip
 
 
