@@ -34,7 +34,12 @@ def test_commands_in_the_docs_exist():
                     continue
                 name, rest = found.groups()
                 assert name in known, f"{page}: no command '{name}'"
-                options = {o for p in group.commands[name].params for o in (*p.opts, *p.secondary_opts)}
+                command = group.commands[name]
+                if inner := getattr(command, "commands", None):  # `regrow probe mastery ...`
+                    word, _, rest = rest.strip().partition(" ")
+                    assert word in inner, f"{page}: no command '{name} {word}'"
+                    name, command = f"{name} {word}", inner[word]
+                options = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
                 for option in re.findall(r"(?:^|\s)(--[a-z][a-z-]*|-[a-z])(?=[\s=]|$)", rest):
                     assert option in options | {"--help"}, f"{page}: `regrow {name}` has no option {option}"
 

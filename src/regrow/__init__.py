@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+_PROBES = ("probe_domains", "probe_mastery", "probe_min_k")
 __all__ = [
     "__version__",
     "curate",
@@ -19,6 +20,9 @@ __all__ = [
     "grow",
     "merge",
     "mix",
+    "probe_domains",
+    "probe_mastery",
+    "probe_min_k",
     "report",
     "run",
     "train",
@@ -27,10 +31,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from regrow.api import curate, evaluate, evaluate_sequence, export, grow, merge, mix, report, run, train, tune
+    from regrow.probing import probe_domains, probe_mastery, probe_min_k
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `regrow.api`, imported when first used: ``import regrow`` itself stays instant."""
+    """The functions of `regrow.api` and `regrow.probing`, imported when first used."""
+    if name in _PROBES:
+        from regrow import probing
+
+        return getattr(probing, name)
     if name in __all__:
         from regrow import api
 

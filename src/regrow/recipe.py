@@ -18,6 +18,7 @@ from regrow.evaluate.config import EvalConfig
 from regrow.grow.config import GrowConfig
 from regrow.mix.config import MixConfig
 from regrow.models.config import ModelConfig
+from regrow.probe.config import ProbeConfig
 from regrow.section import Section
 from regrow.train.config import TrainConfig
 
@@ -56,6 +57,7 @@ class Recipe(Section):
     between the base and `sft`: the alternative that costs no training, only an evaluation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    probe: ProbeConfig = ProbeConfig()
     grow: GrowConfig = GrowConfig()
     curate: CurateConfig = CurateConfig()
     mix: MixConfig = MixConfig()

@@ -34,6 +34,7 @@ COMMANDS = [
     "init",
     "validate",
     "run",
+    "probe",
     "grow",
     "curate",
     "mix",
@@ -55,6 +56,12 @@ COMMANDS = [
 def test_every_command_explains_itself(command):
     done = regrow(command, "--help")
     assert done.returncode == 0 and "Usage" in done.stdout
+
+
+@pytest.mark.parametrize("probe", ["domains", "mastery", "min-k"])
+def test_every_probe_explains_itself(probe):
+    done = regrow("probe", probe, "--help")
+    assert done.returncode == 0 and "Usage" in done.stdout and "--resume" in done.stdout
 
 
 def test_wrong_usage_is_exit_code_1_not_2():

@@ -18,7 +18,22 @@ def main() -> None:
 
 def build_app() -> typer.Typer:
     """The application with all its commands."""
-    from regrow.cli import chat, data, env, evaluate, export, gate, grow, merge, recipe, report, serve, train, tune
+    from regrow.cli import (
+        chat,
+        data,
+        env,
+        evaluate,
+        export,
+        gate,
+        grow,
+        merge,
+        probe,
+        recipe,
+        report,
+        serve,
+        train,
+        tune,
+    )
 
     app = typer.Typer(
         name="regrow",
@@ -29,7 +44,7 @@ def build_app() -> typer.Typer:
         "`regrow tune MODEL DATA` grows replay data out of the model, mixes it into your data, trains, "
         "and writes a page that shows what was gained and what was kept.",
     )
-    for module in (tune, recipe, grow, serve, data, train, evaluate, gate, report, chat, merge, export, env):
+    for module in (tune, recipe, probe, grow, serve, data, train, evaluate, gate, report, chat, merge, export, env):
         module.register(app)
     return app
 

@@ -83,7 +83,8 @@ class Score:
         logprobs: ``(m,)`` log-probability of each scored token.
         greedy: ``(m,)`` bool, whether the scored token is the arg-max.
         top_ids, top_logprobs: ``(m, k)`` the k likeliest tokens in falling order, when asked for.
-        entropy: ``(m,)`` nats.
+        entropy: ``(m,)`` nats; minus the mean log-probability of a token drawn at that position.
+        logprob_std: ``(m,)`` standard deviation of that log-probability, nats; None where the engine cannot tell.
     """
 
     logprobs: npt.NDArray[np.float32]
@@ -91,6 +92,7 @@ class Score:
     entropy: npt.NDArray[np.float32]
     top_ids: npt.NDArray[np.int32] | None = None
     top_logprobs: npt.NDArray[np.float16] | None = None
+    logprob_std: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

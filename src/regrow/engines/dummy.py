@@ -126,6 +126,7 @@ class DummyEngine:
         ranks = -_ZIPF * np.log1p(np.arange(self._vocabulary))
         self._by_rank = ranks - np.log(np.exp(ranks).sum())
         self._entropy = float(-(np.exp(self._by_rank) * self._by_rank).sum())
+        self._spread = float(np.sqrt((np.exp(self._by_rank) * (self._by_rank + self._entropy) ** 2).sum()))
         # A multiplier without a common factor makes the order a permutation that can be undone.
         self._step = next(k for k in range(7919, 7919 + self._vocabulary + 1) if math.gcd(k, self._vocabulary) == 1)
         self._undo = pow(self._step, -1, self._vocabulary)
@@ -208,6 +209,7 @@ class DummyEngine:
             logprobs=self._by_rank[ranks].astype(np.float32),
             greedy=ranks == 0,
             entropy=np.full(len(tokens), self._entropy, dtype=np.float32),
+            logprob_std=np.full(len(tokens), self._spread, dtype=np.float32),
         )
         if top_k:
             order = np.arange(top_k)[None, :] - before[:, None] * 31 - self._seed

@@ -17,6 +17,8 @@ _WINDOW_ROWS = 512
 """Rows sorted by length together. Scores come out in order, so this many wait in memory at most."""
 _LOGIT_COPIES = 4
 """float32 matrices as large as the logits that live at once while a chunk is reduced."""
+_FLOOR = -1e4
+"""Stands for a log-probability of minus infinity where it is multiplied with the probability 0."""
 
 
 def score_rows(
@@ -106,24 +108,27 @@ def _batch(model: Any, rows: list[ScoreRow], top_k: int, head: Any | None, chunk
 
 
 def _nothing(top_k: int) -> tuple[torch.Tensor, ...]:
-    flat = torch.zeros(0), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+    flat = torch.zeros(0), torch.zeros(0, dtype=torch.bool), torch.zeros(0), torch.zeros(0)
     return (*flat, torch.zeros(0, top_k, dtype=torch.int32), torch.zeros(0, top_k)) if top_k else flat
 
 
 def _reduce(logits: torch.Tensor, targets: torch.Tensor, top_k: int) -> tuple[torch.Tensor, ...]:
-    """Log-probability, greedy flag, entropy and the likeliest tokens of ``(positions, vocabulary)`` logits."""
+    """Log-probability, greedy flag, entropy, spread and the likeliest tokens of ``(positions, vocabulary)`` logits."""
     logp = logits.log_softmax(-1)
     chosen = logp.gather(-1, targets[:, None]).squeeze(-1)
-    entropy = torch.special.entr(logp.exp()).sum(-1)
+    p = logp.exp()
+    entropy = torch.special.entr(p).sum(-1)
+    # Centred first: E[x²] - E[x]² cancels where the distribution is flat. A masked token (-inf) has no weight.
+    spread = (logp + entropy[:, None]).clamp_(min=_FLOOR).square_().mul_(p).sum(-1).sqrt()
     greedy = logits.argmax(-1) == targets
     if not top_k:
-        return chosen, greedy, entropy
+        return chosen, greedy, entropy, spread
     top, ids = logp.topk(top_k)
-    return chosen, greedy, entropy, ids.int(), top.half()
+    return chosen, greedy, entropy, spread, ids.int(), top.half()
 
 
 def _score(columns: list[torch.Tensor], top_k: int) -> Score:
     arrays = [c.numpy() for c in columns]
     if not top_k:
-        return Score(arrays[0], arrays[1], arrays[2])
-    return Score(arrays[0], arrays[1], arrays[2], arrays[3], arrays[4].astype(np.float16))
+        return Score(arrays[0], arrays[1], arrays[2], logprob_std=arrays[3])
+    return Score(arrays[0], arrays[1], arrays[2], arrays[4], arrays[5].astype(np.float16), arrays[3])

@@ -127,7 +127,8 @@ def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int) -> SFTConfig:
         "per_device_train_batch_size": cfg.per_device_train_batch_size,
         "gradient_accumulation_steps": cfg.gradient_accumulation_steps,
         "warmup_steps": cfg.warmup_ratio,
-        "lr_scheduler_type": cfg.lr_scheduler_type,
+        # transformers does not know this one; RegrowTrainer.create_scheduler makes it.
+        "lr_scheduler_type": "constant" if cfg.lr_scheduler_type == "infinite" else cfg.lr_scheduler_type,
         "weight_decay": cfg.weight_decay,
         "max_grad_norm": cfg.max_grad_norm,
         "bf16": use_bf16(cfg),

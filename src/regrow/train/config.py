@@ -77,6 +77,34 @@ class LaunchSection(Section):
         return value
 
 
+class InfiniteSection(Section):
+    """``lr_scheduler_type: infinite``: warm up, cool down, stay flat, anneal (arXiv 2503.02844).
+
+    ``out/flat`` holds the model at the end of the flat phase; the next data set is trained from it with ``continues``.
+    The defaults are the flags of the authors' small-scale code; its tuned values were 0.5, 0.5, 0.8 and 0.1.
+    """
+
+    cooldown_end: float = Field(default=0.3, ge=0, le=1)
+    """Share of the steps at which the cool-down is over. It begins where ``warmup_ratio`` ends."""
+    flat_ratio: float = Field(default=0.25, gt=0, le=1)
+    """Learning rate of the flat phase as a share of the peak."""
+    flat_end: float = Field(default=0.8, gt=0, le=1)
+    """Share of the steps at which the flat phase is over and annealing begins; 1 never anneals."""
+    min_ratio: float = Field(default=0.01, gt=0, le=1)
+    """Learning rate of the last step as a share of the peak."""
+    continues: bool = False
+    """The model is the flat one of an earlier training: no warm-up and no cool-down, the flat rate from the first step
+    on. Keep ``learning_rate`` (the peak) as it was."""
+
+    @model_validator(mode="after")
+    def _phases_in_order(self) -> InfiniteSection:
+        if not self.continues and self.cooldown_end > self.flat_end:
+            raise ValueError(f"the cool-down ends at {self.cooldown_end}, after the flat phase ({self.flat_end})")
+        if self.min_ratio > self.flat_ratio:
+            raise ValueError(f"annealing would rise: min_ratio {self.min_ratio} > flat_ratio {self.flat_ratio}")
+        return self
+
+
 class TrainConfig(Section):
     """How the mixed stream is trained on. Any other TRL/transformers argument goes into ``trainer_args``."""
 
@@ -95,7 +123,9 @@ class TrainConfig(Section):
     warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
     """Share of the steps in which the learning rate rises from 0."""
     lr_scheduler_type: str = "cosine"
-    """Any scheduler transformers knows: ``linear``, ``cosine``, ``constant_with_warmup``, ..."""
+    """Any scheduler transformers knows: ``linear``, ``cosine``, ``constant_with_warmup``, ...; or ``infinite``."""
+    infinite: InfiniteSection = InfiniteSection()
+    """Settings of the infinite schedule; read only when ``lr_scheduler_type: infinite``."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, ge=0.0)
@@ -141,6 +171,17 @@ class TrainConfig(Section):
     def peak_learning_rate(self) -> float:
         """``learning_rate``, or the default of the method."""
         return DEFAULT_LEARNING_RATE[self.method] if self.learning_rate is None else self.learning_rate
+
+    @model_validator(mode="after")
+    def _infinite_phases(self) -> TrainConfig:
+        if self.lr_scheduler_type == "infinite" and self.launch.strategy in ("fsdp", "deepspeed"):
+            raise ValueError("the infinite schedule cannot write its flat model out of sharded weights; use ddp")
+        late = self.lr_scheduler_type == "infinite" and not self.infinite.continues
+        if late and self.warmup_ratio > self.infinite.cooldown_end:
+            raise ValueError(
+                f"warm-up (warmup_ratio {self.warmup_ratio}) ends after the cool-down ({self.infinite.cooldown_end})"
+            )
+        return self
 
     @field_validator("max_steps")
     @classmethod

@@ -119,3 +119,20 @@ def save_model(model: PreTrainedModel, source: Path, out: Path) -> Path:
         copy_companions(source, tmp)
 
     return atomic_folder(out, write)
+
+
+def save_running(model: PreTrainedModel, source: Path, out: Path) -> Path:
+    """As `save_model`, of a model that is trained on afterwards: nothing in memory is changed."""
+    dtype = stored_dtype(source)
+    cast: dict[int, torch.Tensor] = {}  # tied weights stay one tensor, or both would be written
+    state = {
+        name: cast.setdefault(t.data_ptr(), t.to(dtype) if t.is_floating_point() else t)
+        for name, t in model.state_dict().items()
+    }
+
+    def write(tmp: Path) -> None:
+        model.save_pretrained(tmp, state_dict=state)
+        shutil.copyfile(source / "config.json", tmp / "config.json")
+        copy_companions(source, tmp)
+
+    return atomic_folder(out, write)

@@ -89,9 +89,9 @@ def train(
     """Train on a mix, in this process or, with ``cfg.launch``, in several that are started for it.
 
     Writes ``out/model`` (full model in HF format; for LoRA only with ``merge_adapter``), ``out/adapter`` (LoRA),
-    ``out/log.jsonl``, ``out/train.json``, and while it runs ``out/checkpoints``. A killed run that is started again
-    with the same arguments continues from its last complete checkpoint and ends with the same weights; a finished one
-    returns its summary.
+    ``out/flat`` (the same at the end of the infinite schedule's flat phase), ``out/log.jsonl``, ``out/train.json``,
+    and while it runs ``out/checkpoints``. A killed run that is started again with the same arguments continues from
+    its last complete checkpoint and ends with the same weights; a finished one returns its summary.
 
     Args:
         model_dir: The base model, in HF format with safetensors.
@@ -221,6 +221,10 @@ def _train(
     with ExitStack() as stack:
         trainer.add_callback(LogFile(out / "log.jsonl"))
         trainer.add_callback(Progress(label, stack))
+        if cfg.lr_scheduler_type == "infinite":
+            from regrow.train.schedules.infinite import SaveFlat
+
+            trainer.add_callback(SaveFlat(cfg.infinite, lambda: _save_flat(trainer, cfg, model_dir, out)))
         if start is not None and processes.is_main_process:
             note(f"training {label}: continuing from step {start.name.removeprefix('checkpoint-')}")
         loop_started, tokens_before = time.monotonic(), _tokens_before(start)
@@ -397,6 +401,23 @@ def _save(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
     atomic_folder(out / "adapter", write)
     if cfg.merge_adapter:
         save_model(model.float().merge_and_unload(), model_dir, out / "model")
+
+
+def _save_flat(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+    """Write ``out/flat``, the model (for LoRA the adapter) as it is now; it is trained on afterwards."""
+    from regrow.train.save import atomic_folder, copy_companions, save_running
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if cfg.method == "full":
+        save_running(model, model_dir, out / "flat")
+        return
+
+    def write(tmp: Path) -> None:
+        model.save_pretrained(tmp)
+        copy_companions(model_dir, tmp)
+
+    model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
+    atomic_folder(out / "flat", write)
 
 
 def _finished(out: Path, mark: str, cfg: TrainConfig) -> TrainSummary | None:

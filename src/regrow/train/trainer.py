@@ -21,6 +21,7 @@ from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
 from regrow.train.config import TrainConfig
 from regrow.train.mixture import MixtureCallback, MixtureSampler, heldout_losses, plan_mixture
 from regrow.train.objectives.replay import hard_loss, soft_loss
+from regrow.train.schedules.infinite import infinite_schedule
 from regrow.train.tree_attention import TreeAttention, why_not
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         fingerprint: What a checkpoint must have been made with to be resumed.
         kwargs: For ``SFTTrainer``.
     """
+
+    lr_scheduler: Any
 
     def __init__(self, rows: TokenRows, cfg: TrainConfig, *, seed: int, fingerprint: str, **kwargs: Any) -> None:
         self.cfg, self.fingerprint = cfg, fingerprint
@@ -114,6 +117,20 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler | MixtureSampler:
         return self._sampler
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The infinite schedule when asked for, else one of transformers'."""
+        if self.cfg.lr_scheduler_type != "infinite":
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = infinite_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                self.cfg.infinite,
+                self.cfg.warmup_ratio,
+                num_training_steps,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes a card into the checkpoint folder at every save; the finished model gets Regrow's own."""

@@ -1,0 +1,1 @@
+"""What a model knows, asked before anything is trained."""

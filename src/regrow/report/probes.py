@@ -1,0 +1,209 @@
+"""What the probes found, as tables for the terminal and as one page; reads the JSON files that they left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from regrow.errors import RunError
+from regrow.report import charts, numbers
+from regrow.runs import read_manifest
+
+FILES = {"domains": "domains/domains.json", "mastery": "mastery/mastery.json", "min-k": "min-k/min_k.json"}
+CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
+MEANING = {
+    "HighlyKnown": "right in every few-shot prompt",
+    "MaybeKnown": "right in some prompts",
+    "WeaklyKnown": "right only when sampled",
+    "Unknown": "never right",
+}
+SCORES = {
+    "min_k": "Min-K%",
+    "min_k_plus": "Min-K%++",
+    "loss": "loss (its negative)",
+    "zlib": "loss / zlib bytes",
+    "lowercase": "lower-cased loss / loss",
+    "reference": "reference's loss - loss",
+}
+Rows = list[list[str]]
+
+
+def text_table(probe: str, facts: dict[str, Any]) -> str:
+    """A probe's result for the terminal.
+
+    Args:
+        probe: ``domains``, ``mastery`` or ``min-k``.
+        facts: What stands in its JSON file.
+    """
+    head, tables, notes = _VIEWS[probe](facts)
+    return "\n\n".join([head, *(_plain(columns, rows) for _, columns, rows in tables), *notes])
+
+
+def build_page(run: Path, out: Path, *, confidence: float) -> Path:
+    """Write the page over all probes of a run folder; returns its path.
+
+    Raises:
+        RunError: The folder has no manifest, or a probe's file is damaged.
+    """
+    from regrow.rows.writers import atomic_path
+
+    manifest = read_manifest(run)
+    sections = []
+    for probe, file in FILES.items():
+        path = run / file
+        if manifest["stages"].get(probe, {}).get("status") != "done" or not path.is_file():
+            continue
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            head, tables, notes = _VIEWS[probe](facts)
+            chart = _CHARTS[probe](facts) if probe in _CHARTS else Markup("")
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"the file is damaged: {error!r}", where=str(path), hint="probe again") from error
+        sections.append({"id": probe, "head": head, "tables": tables, "notes": notes, "chart": chart})
+    env = Environment(autoescape=True, undefined=StrictUndefined)
+    page = env.from_string(_asset("probes.html.j2")).render(
+        sections=sections, model=(manifest.get("model") or {}).get("name", ""), confidence=f"{confidence:.0%}",
+        versions=manifest.get("versions") or {}, css=Markup(_asset("style.css")),  # noqa: S704 - a file of this package
+    )  # fmt: skip
+    with atomic_path(out) as tmp:
+        tmp.write_bytes(page.encode("utf-8", "replace"))
+    return out
+
+
+def _asset(name: str) -> str:
+    return resources.files("regrow.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plain(columns: Sequence[str], rows: Rows) -> str:
+    from io import StringIO
+
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    file = StringIO()
+    Console(file=file, width=140, color_system=None, force_terminal=False, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
+
+
+View = tuple[str, list[tuple[str, list[str], Rows]], list[str]]
+
+
+def _mastery(facts: dict[str, Any]) -> View:
+    rows = [
+        [c, numbers.integer(facts["counts"][c]), numbers.level(facts["shares"][c], "share"),
+         numbers.interval(facts["intervals"][c], "share", signed=False), MEANING[c]]
+        for c in CATEGORIES
+    ]  # fmt: skip
+    tables = [("How well the facts are known", ["category", "questions", "share", "interval", ""], rows)]
+    if facts["relations"]:
+        by = [
+            [name, *(numbers.integer(n[c]) for c in CATEGORIES)] for name, n in facts["relations"].items()
+        ]  # fmt: skip
+        tables.append(("By relation", ["relation", *CATEGORIES], by))
+    known = f"{facts['accuracy'] * 100:.1f} % of the greedy answers are right"
+    how = f"{facts['prompts']} prompts of {facts['shots']} shots a question, {facts['samples']} samples a prompt"
+    head = f"mastery of {facts['questions']:,} facts (SliCK): {known}"
+    return head, tables, [f"{how}; {facts['answers']:,} answers in all."]
+
+
+def _domains(facts: dict[str, Any]) -> View:
+    rows = []
+    order = sorted(facts["shares"], key=lambda d: -facts["shares"][d]["share"])
+    for d in order:
+        s = facts["shares"][d]
+        ci = numbers.interval([s["low"], s["high"]], "share", signed=False)
+        each = " ".join(numbers.level(r[d], "share") for r in facts["repeats"])
+        rows.append(
+            [d, numbers.level(s["share"], "share"), ci, each, numbers.level(s["soft"], "share"),
+             numbers.level(s["hard"], "share")]
+        )  # fmt: skip
+    judge = facts["judge"]
+    found = [
+        [label, numbers.level(judge["recall"][label], "share"), *(numbers.integer(row[d]) for d in judge["recall"])]
+        for label, row in judge["confusion"].items()
+    ]
+    tables = [
+        ("Shares of the model's own text", ["domain", "share", "interval", "each repetition", "soft", "hard"], rows),
+        ("The judge on held-out labelled texts", ["label", "found", *judge["recall"]], found),
+    ]
+    worth = (
+        f"The judge names {numbers.level(judge['accuracy'], 'share')} of {judge['tested']:,} held-out labelled texts "
+        f"right (always naming the most frequent: {numbers.level(judge['majority'], 'share')}; loss "
+        f"{judge['loss']:.2f} nats); it learned from {judge['trained']:,}. Its mistakes are in the shares, not in "
+        "their intervals."
+    )
+    left = f"{facts['texts']:,} texts judged, {facts['empty']:,} empty ones left out, {facts['cut']:,} cut at the cap."
+    head = f"domains: what the model says when it starts from {facts['start']!r} ({facts['labels']} labels)"
+    return head, tables, [worth, left]
+
+
+def _min_k(facts: dict[str, Any]) -> View:
+    told = facts["separation"]
+    columns = ["score", "mean"]
+    if told:
+        columns += ["control", "AUC", "interval", "best accuracy", f"found at {facts['fpr']:.0%} false"]
+    rows = []
+    for name, means in facts["means"].items():
+        row = [SCORES[name], f"{means['data']:.4g}"]
+        if told:
+            s = told[name]
+            row += [f"{means['control']:.4g}", f"{s['auc']:.3f}", f"[{s['low']:.3f}, {s['high']:.3f}]",
+                    numbers.level(s["best_accuracy"], "share"), numbers.level(s["tpr"], "share")]  # fmt: skip
+        rows.append(row)
+    head = f"min-k: {facts['texts']:,} texts, K = {facts['k']:.0%}; higher means more likely seen"
+    notes = []
+    if facts["threshold"] is None:
+        notes.append(
+            "Without control texts a score is not evidence: give texts of the same kind and length that the model "
+            "cannot have seen (--control)."
+        )
+    else:
+        notes.append(
+            f"{facts['flagged']:,} of {facts['texts']:,} texts lie above the control texts' threshold "
+            f"({facts['threshold']:.4g} on Min-K%). AUC 0.5: the score sees no difference."
+        )
+    notes.append(f"Longest run of tokens that are the model's first choice: {facts['recited']:,}.")
+    if facts["cut"] or facts["skipped"]:
+        notes.append(f"{facts['cut']:,} texts were cut, {facts['skipped']:,} were too short to score.")
+    return head, [("Scores", columns, rows)], notes
+
+
+def _mastery_chart(facts: dict[str, Any]) -> Markup:
+    styles = dict(zip(CATEGORIES, (4, 2, 5, 1), strict=True))
+    parts = [(f"{c}: {facts['counts'][c]:,}", float(facts["counts"][c]), f"mark a{styles[c]}") for c in CATEGORIES]
+    keys = Markup("").join(
+        Markup("<li>{}{} {}</li>").format(
+            charts.legend_marker(styles[c]), c, numbers.level(facts["shares"][c], "share")
+        )
+        for c in CATEGORIES
+    )
+    bar = charts.stacked(parts, title="; ".join(label for label, _, _ in parts))
+    return bar + Markup('<ul class="legend">{}</ul>').format(keys)
+
+
+def _domains_chart(facts: dict[str, Any]) -> Markup:
+    rows = Markup("")
+    for d in sorted(facts["shares"], key=lambda d: -facts["shares"][d]["share"]):
+        share = facts["shares"][d]["share"]
+        rows += Markup(
+            '<li><div class="what"><span>{}</span></div><div class="bar-row a2"><div class="track">'
+            '<div class="fill" style="width:{:.2f}%"></div></div><span class="num">{}</span></div></li>'
+        ).format(d, share * 100, numbers.level(share, "share"))
+    return Markup('<ul class="domains">{}</ul>').format(rows)
+
+
+_VIEWS = {"mastery": _mastery, "domains": _domains, "min-k": _min_k}
+_CHARTS = {"mastery": _mastery_chart, "domains": _domains_chart}
