@@ -199,7 +199,7 @@ class Grower:
             frontier.push_again(parent.layer, parent, self._ask(parent))
 
     def _batch(self, frontier: Frontier, trees: dict[int, TreeRow]) -> list[Parent]:
-        """The next parents to expand together: of one layer, about `GrowConfig.batch_nodes` candidates."""
+        """The next parents to expand together: of one layer, about `batch_nodes` candidates for each worker."""
         limit = self.config.batch_nodes * self.engine.info.workers
         layer = frontier.next_layer(limit, bool(self._prefixes and self._prefixes.crowded()))
         if layer is None:
