@@ -1,6 +1,6 @@
 # make demo      install and run the main job on the built-in model and data (about ten minutes on two cores)
 # make test      install and run the tests (not the slow ones)
-# make test-all  every test
+# make test-all  every test (installs Ray, 70 MB, for those that need a cluster)
 # make lint      ruff, format check, mypy
 # make docs      build the documentation site into site/
 #
@@ -35,6 +35,7 @@ test: install
 	@$(BIN)/python -m coverage combine --quiet --keep 2>/dev/null; $(BIN)/python -m coverage report | tail -n 1
 
 test-all: install
+	$(PIP) -e '.[ray]'
 	$(PYTEST)
 
 lint: install

@@ -23,9 +23,12 @@ def kind(annotation: object) -> str:
     text = str(annotation) if not isinstance(annotation, type) else annotation.__name__
     for old, new in (("typing.", ""), ("NoneType", "null"), ("None", "null"), ("|", "or")):
         text = text.replace(old, new)
+    tail = ""
+    if text.startswith("Optional["):
+        text, tail = text[len("Optional[") : -1], " or null"
     if text.startswith("Literal["):
         text = text[len("Literal[") : -1].replace("'", "").replace(", ", " or ")
-    return text.replace("Annotated[", "").replace("|", "\\|").split(", FieldInfo")[0]
+    return text.replace("Annotated[", "").replace("|", "\\|").split(", FieldInfo")[0] + tail
 
 
 def default(value: object) -> str:

@@ -124,7 +124,8 @@ def grow(
         dialogues: How many dialogues (or give ``tokens``).
         tokens: How many tokens of distinct turns.
         topics: One tree a topic; built-in fields of knowledge by default.
-        engine: ``auto``, ``transformers``, ``openvino``, ``openai``, ``vllm``, ``llama.cpp``, ``ray`` or ``dummy``.
+        engine: ``auto``, ``transformers``, ``openvino``, ``openai``, ``vllm``, ``llama.cpp``, ``ray`` or
+            ``dummy``.
         url: A server with the OpenAI completions API that serves ``model`` (engine ``openai``).
         top_logprobs: Keep the k likeliest tokens of each position (for soft replay).
         seed: All randomness comes from it.

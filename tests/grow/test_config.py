@@ -45,7 +45,10 @@ def test_shapes_as_text() -> None:
 
 
 def test_every_key_says_what_it_does() -> None:
-    for section in (GrowConfig, *(GrowConfig.model_fields[k].annotation for k in ("question", "answer", "screen"))):
+    for section in (
+        GrowConfig,
+        *(GrowConfig.model_fields[k].annotation for k in ("question", "answer", "screen", "ray")),
+    ):
         for name, field in section.model_fields.items():  # type: ignore[union-attr]
             assert field.description, name
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from regrow.errors import RunError
 from regrow.grow.corpus import corpus_facts, read_dialogues, read_nodes
 from regrow.grow.rounds import budget, deficits
 from regrow.grow.script import ChatScript, prompt_ids, root_prompt
-from regrow.grow.stage import estimate_cost
-from tests.grow.helpers import HashEncoder, ScriptedEngine, run, sentence, settings, snapshot, tokenizer_of
+from regrow.grow.stage import estimate_cost, grow
+from tests.grow.helpers import HashEncoder, ScriptedEngine, run, sentence, settings, snapshot, tiny, tokenizer_of
 
 
 def kept(out: Path) -> list[tuple[str, int]]:
@@ -289,6 +290,33 @@ def test_order_of_completion_does_not_matter(tiny_model_dir: Path, tmp_path: Pat
     assert results[0] == results[1] == results[2]
     for file in ("nodes.parquet", "dialogues.parquet"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_batch_grows_with_the_workers_and_a_corpus_moves_to_a_cluster(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The same corpus, and the one that one process began is gone on with by many."""
+    calls = []
+    for name, workers in (("one", 1), ("many", 3)):
+        engine = ScriptedEngine(tokenizer_of(tiny_model_dir))
+        engine.info = replace(engine.info, workers=workers, name="ray:scripted" if workers > 1 else "scripted")
+        run(tiny_model_dir, tmp_path / name, settings(shape="wide", dialogues=40, batch_nodes=8), engine)
+        calls.append(engine.calls[0])
+        again = run(tiny_model_dir, tmp_path / "one", settings(shape="wide", dialogues=40, batch_nodes=8), engine)
+    assert calls == [8, 24]
+    assert again.resumed_nodes == again.candidates and again.engine == "ray:scripted"
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "many")
+
+
+def test_the_cluster_of_the_recipe_reaches_the_engine(tiny_model_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    seen = {}
+
+    def record(name, model, **options):
+        seen.update(options, name=name)
+        return ScriptedEngine(tokenizer_of(tiny_model_dir))
+
+    monkeypatch.setattr("regrow.engines.choose.make_engine", record)
+    cfg = settings(engine="ray", ray={"address": "10.0.0.1:6379", "engine": "dummy"}, dialogues=2)
+    grow(cfg, tiny(tiny_model_dir), tmp_path, seed=5)
+    assert (seen["name"], seen["ray"], seen["seed"]) == ("ray", cfg.ray, 5)
 
 
 def test_seed_counts(tiny_model_dir: Path, tmp_path: Path) -> None:

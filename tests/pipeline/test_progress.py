@@ -10,7 +10,7 @@ def test_events_carry_progress_and_the_last_state(capsys):
         bar.advance(6, kept=3)
     assert seen[-1] == (
         "progress",
-        {"task": "growing", "done": 10.0, "total": 10, "unit": "nodes", "eta": 0.0, "kept": 3},
+        {"task": "growing", "done": 10.0, "skipped": 4.0, "total": 10, "unit": "nodes", "eta": 0.0, "kept": 3},
     )
 
 

@@ -137,6 +137,16 @@ def _flat(values: dict, at: str = "") -> list[tuple[str, object]]:
     ]
 
 
+def test_where_a_cluster_is_does_not_redo_the_growing(finished, tmp_path, capsys):
+    recipe, result = finished
+    copy = tmp_path / "run"
+    shutil.copytree(result.path, copy)
+    moved = recipe.model_copy(deep=True)
+    moved.grow.ray.address, moved.grow.ray.workers = "10.0.0.1:6379", 8
+    run(moved, copy)
+    assert capsys.readouterr().err.count("unchanged, not run again") == len(STAGES)
+
+
 def test_arms_share_their_domain_rows(finished):
     import pyarrow.parquet as pq
 

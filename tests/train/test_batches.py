@@ -53,6 +53,37 @@ def test_sampler_keeps_the_mix_in_the_first_epoch_and_shuffles_later_ones_within
     assert list(other) != second
 
 
+def test_processes_get_equal_parts_of_an_epoch_and_no_pack_twice():
+    """Through accelerate's own sharding, which would fill the last part with the first packs again."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    sampler = BlockSampler(22, seed=5, multiple=6)
+    assert len(sampler) == 24
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        parts = [list(BatchSamplerShard(BatchSampler(sampler, 2, False), 3, rank)) for rank in range(3)]
+        assert [len(part) for part in parts] == [4, 4, 4]
+        seen = sorted(i for part in parts for batch in part for i in batch)
+        assert seen == [*range(22), 22, 22]
+        # What one process would take in a step of six is what the three take together.
+        steps = [sorted(i for part in parts for i in part[k]) for k in range(4)]
+        order = list(sampler)
+        assert steps == [sorted(order[k : k + 6]) for k in range(0, 24, 6)]
+    assert BlockSampler(24, seed=5, multiple=6).padding == BlockSampler(22, seed=5).padding == 0
+
+
+@pytest.mark.parametrize("layout", ["single", "rows", "separate"])
+def test_a_micro_batch_without_documents_is_padding_without_loss(tmp_path, layout):
+    rows = TokenRows(
+        write_mix(tmp_path, random_rows(3)) / "train.parquet", max_length=64, topk=False, cache_dir=tmp_path
+    )
+    batch = Collator(rows, pad_token_id=0, layout=layout)([{"documents": []}, {"documents": []}])
+    assert batch["input_ids"].tolist() == [[0, 0]] and batch["position_ids"].tolist() == [[0, 1]]
+    assert not batch["predict"].any() and len(batch["targets"]) == len(batch["weights"]) == 0
+    assert int(batch["n_tokens"]) == 0
+
+
 @pytest.mark.parametrize("layout", ["single", "rows", "separate"])
 def test_layouts_carry_the_same_targets_and_weights(tmp_path, layout):
     data = random_rows(12, k=4)

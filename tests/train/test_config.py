@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from regrow.errors import RecipeError
 from regrow.train import stage
 from regrow.train.arguments import FIXED, OWN_KEY, make_arguments
-from regrow.train.config import InfiniteSection, LoraSection, SoftReplaySection, TrainConfig
+from regrow.train.config import InfiniteSection, LaunchSection, LoraSection, SoftReplaySection, TrainConfig
 from regrow.train.stage import train
 from tests.train.helpers import largest_difference, log_lines, random_rows, write_mix
 
@@ -38,6 +38,7 @@ SEEN_IN_A_RUN = {
     "method", "learning_rate", "packing", "max_length", "lora", "merge_adapter", "save_total_limit",
     "keep_checkpoints", "attn_implementation", "replay_loss", "soft",
     "infinite",  # test_infinite.py
+    "launch",  # test_launch.py
     "mixture",  # test_mixture.py
 }  # fmt: skip
 
@@ -46,7 +47,7 @@ def test_every_key_is_tested_here():
     assert PASSED_ON.keys() | SEEN_IN_A_RUN == TrainConfig.model_fields.keys()
     assert all(
         f.description
-        for s in (TrainConfig, LoraSection, SoftReplaySection, InfiniteSection)
+        for s in (TrainConfig, LoraSection, SoftReplaySection, InfiniteSection, LaunchSection)
         for f in s.model_fields.values()
     )
 

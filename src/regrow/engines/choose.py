@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, get_args
 
-from regrow.engines.config import EngineName, ServeConfig, ServerConfig
+from regrow.engines.config import EngineName, RayConfig, ServeConfig, ServerConfig
 from regrow.errors import EngineError, MissingExtra
 from regrow.progress import note
 
 if TYPE_CHECKING:
     from regrow.engines.base import Engine
-    from regrow.engines.config import RayConfig, ServedName
+    from regrow.engines.config import ServedName
     from regrow.models.config import Dtype
     from regrow.models.load import ResolvedModel
 
@@ -32,11 +32,10 @@ def make_engine(
     """Start an engine, and say in one line which one and why.
 
     Args:
-        name: ``transformers``, ``openvino``, ``dummy``; ``openai`` (a server at ``server.url``); ``vllm`` and
-            ``llama.cpp`` (a server that is started here and stopped with the engine); ``ray`` (one of these on every
-            worker of a cluster); or ``auto``: OpenVINO GenAI when the machine has no GPU that torch can use, the
-            package is installed, the model came from a GGUF or has an OpenVINO form, and OpenVINO can read it; else
-            transformers.
+        name: ``transformers``, ``openvino``, ``dummy``; ``ray`` (workers on a cluster); ``openai`` (a server at
+            ``server.url``); ``vllm`` and ``llama.cpp`` (a server that is started here and stopped with the engine); or
+            ``auto``: OpenVINO GenAI when the machine has no GPU that torch can use, the package is installed, the
+            model came from a GGUF or has an OpenVINO form, and OpenVINO can read it; else transformers.
         model: The resolved model.
         seed: Used by the dummy only; the others take all randomness from the requests.
         dtype: Number format of the weights; see `TransformersEngine` and `OpenVinoEngine`.
@@ -60,20 +59,19 @@ def make_engine(
         note("engine: dummy (word salad, for trying things out)")
         tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
         return DummyEngine(tokenizer, seed=seed, model=model.name, revision=model.revision)
-    if name == "ray":
-        from regrow.engines.config import RayConfig
-        from regrow.engines.ray import RayEngine
-
-        spread = RayEngine(model, ray or RayConfig(), seed=seed, dtype=dtype, device=device, **sizes)
-        info = spread.info
-        note(f"engine: {info.workers} workers on Ray, each {info.sampler} {info.version}, {info.dtype}")
-        return spread
     if name == "openvino":
         if find_spec("openvino_genai") is None:
             raise MissingExtra("openvino-genai", "demo", "the openvino engine")
         return _openvino(model, dtype, sizes, "as asked")
     if name == "transformers":
         return _transformers(model, dtype, device, sizes, "as asked")
+    if name == "ray":
+        from regrow.engines.ray import RayEngine
+
+        spread = RayEngine(model, ray or RayConfig(), seed=seed, dtype=dtype, device=device, **sizes)
+        info = spread.info
+        note(f"engine: {info.workers} workers on Ray, each {info.sampler} {info.version}, {info.dtype}")
+        return spread
     if name == "openai":
         return _server(model, server or ServerConfig())
     if name in ("vllm", "llama.cpp"):

@@ -1,4 +1,4 @@
-"""Recipe sections of engines that need settings of their own: servers that are asked or started, and Ray."""
+"""The recipe keys of engines that live elsewhere: a server that is asked or started, a Ray cluster."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from regrow.engines.base import RAY, Completion, Engine, EngineInfo, Request, Score, ScoreRow
 from regrow.errors import EngineError, MissingExtra, RegrowError
@@ -39,7 +39,8 @@ class RayEngine:
 
     Args:
         model: What the workers load.
-        config: Where the cluster is, how many workers, what each holds.
+        config: Where the cluster is, how many workers, what each holds. A process that is connected to Ray already
+            stays with its cluster.
         options: For `regrow.engines.choose.make_engine` inside the workers (``seed``, ``dtype``, ...).
 
     Raises:
@@ -53,14 +54,17 @@ class RayEngine:
     def __init__(self, model: ResolvedModel, config: RayConfig, **options: Any) -> None:
         if find_spec("ray") is None:
             raise MissingExtra("ray", "ray", "growing on more than one machine (engine: ray)")
+        if config.address == "local":
+            # Ray listens on every interface and runs what it is sent; read when Ray is imported.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
 
         self._closed = False
         self._workers: list[Any] = []
         self._idle: list[Any] = []
         self._joining: dict[Any, Any] = {}
-        """Reference to a worker's `EngineInfo` -> the worker; ready once it is up, or up again."""
-        self._inner = cast("EngineInfo | None", None)
+        """Reference to a worker's `EngineInfo` -> the worker."""
+        self._inner: EngineInfo | None = None
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(config.address)
@@ -71,12 +75,11 @@ class RayEngine:
             self._workers = [actor.remote(model, config.engine, options) for _ in range(count)]
             for worker in self._workers:
                 self._expect(worker)
-            while self._inner is None:
-                self._join(self._next([]))
+            inner = self._join(self._next([]))
         except BaseException:
             self.close()
             raise
-        self.info = replace(self._inner, name=RAY + self._inner.name, workers=count)
+        self.info = replace(inner, name=RAY + inner.name, workers=count)
 
     # -- the contract --------------------------------------------------------------------------------------------
 
@@ -170,6 +173,8 @@ class RayEngine:
         import ray
 
         told = False
+        if not running and not self._joining:
+            raise EngineError("no worker is left: each one failed to open its engine")
         while True:
             ready, _ = ray.wait([*running, *self._joining], num_returns=1, timeout=_PATIENCE_S)
             if ready:
@@ -179,9 +184,10 @@ class RayEngine:
                 told = True
 
     def _expect(self, worker: Any) -> None:
-        self._joining[worker.info.remote()] = worker
+        """Ask what engine the worker holds; Ray answers once it is up, or up again."""
+        self._joining[worker.info.options(max_task_retries=-1).remote()] = worker
 
-    def _join(self, reference: Any) -> None:
+    def _join(self, reference: Any) -> EngineInfo:
         """Take up a worker that says what engine it holds."""
         import ray
         from ray.exceptions import RayError
@@ -199,6 +205,7 @@ class RayEngine:
                 hint="set grow.ray.engine, and install the same versions on every node",
             )
         self._idle.append(worker)
+        return info
 
 
 class _Worker:
@@ -251,24 +258,24 @@ def _here(model: ResolvedModel) -> ResolvedModel:
 
 @contextmanager
 def _portable_errors() -> Iterator[None]:
-    """Errors a user can act on travel as one type that can be sent; all others keep their traceback."""
+    """Errors a user can act on travel as one type that can be sent, with the node; all others keep their traceback."""
     try:
         yield
     except RegrowError as error:
-        raise EngineError(error.message, where=error.where, hint=error.hint) from None
+        import ray
+
+        node = f"worker on {ray.util.get_node_ip_address()}"
+        where = f"{node}, {error.where}" if error.where else node
+        raise EngineError(error.message, where=where, hint=error.hint) from None
 
 
 def _clear(error: Exception) -> EngineError:
     """What a user can act on, out of Ray's wrapping."""
     cause = getattr(error, "cause", None)
-    ip = getattr(error, "ip", None)
-    node = f"worker on {ip}" if ip else "a worker"
-    if isinstance(cause, RegrowError):
-        where = f"{node}, {cause.where}" if cause.where else node
-        return EngineError(cause.message, where=where, hint=cause.hint)
+    if isinstance(cause, EngineError):
+        return EngineError(cause.message, where=cause.where, hint=cause.hint)
     return EngineError(
-        f"{type(cause or error).__name__}: {_first_line(cause or error)}",
-        where=node,
+        f"a worker failed: {type(cause or error).__name__}: {_first_line(cause or error)}",
         hint="its log is in the folder logs of Ray's session (/tmp/ray/session_latest on its node)",
     )
 
@@ -289,10 +296,7 @@ def _connect(address: str) -> None:
     """
     import ray
 
-    local = address == "local"
-    if local:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports home by default
-    own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if local else {}
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -109,10 +109,8 @@ class GrowConfig(Section):
 
     engine: EngineName = "auto"
     """What samples: ``auto`` takes OpenVINO on a CPU where it can read the model, else transformers. ``openai`` asks
-    the server at ``server.url``; ``vllm`` and ``llama.cpp`` start a server and stop it with the run; ``ray`` spreads
-    the work over a cluster."""
-    ray: RayConfig = Field(default_factory=RayConfig)
-    """The cluster, with ``engine: ray``."""
+    the server at ``server.url``; ``vllm`` and ``llama.cpp`` start a server and stop it with the run.
+    ``ray`` spreads the work over a cluster."""
     mode: Literal["chat", "pretrain"] = "chat"
     """``chat`` grows dialogues (TG-SFT); ``pretrain`` grows plain text from a base model without a chat template
     (TG-PT)."""
@@ -185,6 +183,8 @@ class GrowConfig(Section):
     """The server that the engines ``openai``, ``vllm`` and ``llama.cpp`` ask."""
     serve: ServeConfig = Field(default_factory=ServeConfig)
     """How the server of ``vllm`` or ``llama.cpp`` is started."""
+    ray: RayConfig = Field(default_factory=RayConfig)
+    """The cluster, with ``engine: ray``."""
 
     top_logprobs: int = Field(default=0, ge=0, le=1024)
     """Store the base model's k likeliest tokens and their log-probabilities for every kept token (soft replay; 32 is

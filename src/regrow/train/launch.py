@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +34,8 @@ FIXED = {
 }
 """Settings of ``fsdp_config`` that Regrow needs as they are in `FSDP2`, and why."""
 
+WORKER = "regrow.train.worker"
+"""The module that each process runs."""
 JOB, EVENTS, ERROR, LOG, CONFIG = "job.json", "events.jsonl", "error.json", "log.txt", "accelerate.yaml"
 _STOP_S = 20.0
 _TAIL_LINES = 15
@@ -119,12 +123,17 @@ def launch(
     import psutil
 
     from regrow.rows.writers import atomic_write_text
-    from regrow.train.arguments import check_trainer_args, use_bf16
+    from regrow.train.arguments import use_bf16
 
-    check_trainer_args(cfg)
     if cfg.mixture.controller != "none":
         raise RecipeError("shares that change while training need a single process", where="train.mixture.controller")
     config = accelerate_config(cfg.launch, bf16=use_bf16(cfg))
+    if cfg.lr_scheduler_type == "infinite" and config["distributed_type"] != TYPES["ddp"]:
+        raise RecipeError(
+            "the infinite schedule saves a model while it trains, which sharded training does not",
+            where="train.launch.strategy",
+            hint="ddp",
+        )
     environment = os.environ | _check_machine(config)
     rank = int(config["machine_rank"])
     folder = out / ("launch" if rank == 0 else f"launch-{rank}")
@@ -144,7 +153,7 @@ def launch(
     }
     atomic_write_text(folder / JOB, json.dumps(job, indent=1) + "\n")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / CONFIG)]
-    command += ["--module", "regrow.train.worker", str(folder / JOB)]
+    command += ["--module", WORKER, str(folder / JOB)]
     note(f"training {label}: {config['num_processes']} processes ({config['distributed_type']}), by accelerate launch")
     with (folder / LOG).open("wb") as log, ExitStack() as stack:
         process = subprocess.Popen(
@@ -261,20 +270,31 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(folder: Path, code: int) -> RegrowError:
-    """Why the processes ended: what one of them noted down, or else the end of the log."""
+    """Why the processes ended: what one of them noted down, that one was killed, or else the end of the log."""
     try:
         found = json.loads((folder / ERROR).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        tail = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-        return TrainError(
-            f"the training processes ended with exit code {code}; the end of their log:\n" + "\n".join(tail),
-            where=str(folder / LOG),
-            hint="a process that was killed is most often out of memory: a smaller per_device_train_batch_size; "
-            "the same command continues from the last complete checkpoint",
-        )
+        found = None
     kinds: dict[str, type[RegrowError]] = {k.__name__: k for k in (ModelError, RecipeError, RunError)}
-    if found["type"] in kinds:
+    if found is not None and found["type"] in kinds:
         return kinds[found["type"]](found["message"], where=found["where"], hint=found["hint"])
+    text = (folder / LOG).read_text(encoding="utf-8", errors="replace")
+    hint = (
+        "a process that was killed is most often out of memory: a smaller per_device_train_batch_size; the same "
+        "command continues from the last complete checkpoint"
+    )
+    # When one process is killed, the others fail too, over the lost connection; torchrun saw which was first.
+    killed = re.search(r"Root Cause \(first observed failure\).*?exitcode *: -(\d+)", text, re.DOTALL)
+    if killed is not None:
+        name = signal.Signals(int(killed[1])).name
+        return TrainError(f"a training process was killed by {name}", where=str(folder / LOG), hint=hint)
+    if found is None:
+        tail = "\n".join(text.splitlines()[-_TAIL_LINES:])
+        return TrainError(
+            f"the training processes ended with exit code {code}; the end of their log:\n{tail}",
+            where=str(folder / LOG),
+            hint=hint,
+        )
     return TrainError(
         f"training process {found['rank']} failed: {found['type']}: {found['message']}\n{found['traceback']}",
         where=str(folder / LOG),
