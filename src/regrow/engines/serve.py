@@ -32,6 +32,14 @@ _GUARD = Path(__file__).with_name("guard.py")
 _POLL_S = 0.25
 _STOP_S = 30.0
 _TAIL = 12
+_STEP_TOKENS = 4096
+_VLLM_LOOK = """
+import importlib.metadata as m, importlib.util as u, sys
+if u.find_spec("vllm") is None:
+    sys.exit(1)
+print([d.metadata["Name"] + " " + d.version for d in m.distributions() if str(d.metadata["Name"]).startswith("vllm")])
+"""
+"""Names of the installed vLLM distributions; a build for the CPU says so in its name or version."""
 
 
 class Server:
@@ -164,8 +172,9 @@ def _vllm(model: ResolvedModel, config: ServeConfig, port: int, context: int) ->
     if shutil.which(python) is None:
         raise EngineError(f"no interpreter at {python}", where="grow.serve.python", hint=_VLLM_HINT)
     found = subprocess.run(
-        [python, "-c", "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"],
+        [python, "-c", _VLLM_LOOK],
         capture_output=True,
+        text=True,
         check=False,
     )
     if found.returncode:
@@ -176,6 +185,10 @@ def _vllm(model: ResolvedModel, config: ServeConfig, port: int, context: int) ->
         "--max-model-len", str(context), "--generation-config", "vllm", "--logprobs-mode", "raw_logprobs",
         "--enable-prefix-caching",
     ]  # fmt: skip
+    if "cpu" in found.stdout:
+        # vLLM 0.32 on a CPU dies of a request that has a seed and whose prompt is prefilled in two steps: it wants to
+        # take the draw of the first step back, and a CPU generator cannot ("CPU Generator does not use offset").
+        command += ["--max-num-batched-tokens", str(max(context, _STEP_TOKENS)), "--no-enable-chunked-prefill"]
     if model.trust_remote_code:
         command.append("--trust-remote-code")
     return [*command, *config.arguments]
