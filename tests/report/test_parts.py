@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from regrow.report import charts, numbers
@@ -40,6 +40,7 @@ def test_tick_text_has_the_decimals_of_its_step() -> None:
 arm_points = st.lists(st.tuples(st.floats(-5, 5), st.floats(-60, 60), st.floats(0, 3)), min_size=1, max_size=5)
 
 
+@example([(0.0, 0.0, 5e-324)])
 @given(arm_points)
 def test_the_picture_keeps_everything_inside(values: list[tuple[float, float, float]]) -> None:
     points = [charts.Point("Base model", 0, 0.0, 0.0)]

@@ -24,7 +24,7 @@ class EvalConfig(Section):
     """Suites in which an improvement is what training was for. The first of them that has items is the gain; all other
     suites measure what was kept."""
 
-    n_facts: int = Field(400, ge=24)
+    n_facts: int = Field(600, ge=24)
     """Items of suite ``facts`` to keep out of those the base gets right, balanced over domains: what share of the
     facts it knew remains. Any change reads as a loss there."""
 

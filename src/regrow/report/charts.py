@@ -47,7 +47,7 @@ class Series:
 def ticks(low: float, high: float, target: int = 5) -> list[float]:
     """Round numbers between ``low`` and ``high`` (steps of 1, 2 or 5 times a power of ten)."""
     span = high - low
-    if not math.isfinite(span) or span <= 0:
+    if not math.isfinite(span) or span < 1e-11:  # ticks are rounded to twelve decimals
         return [low]
     raw = span / max(1, target)
     power = 10.0 ** math.floor(math.log10(raw))
