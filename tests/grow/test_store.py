@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from regrow.errors import RunError
+from regrow.grow.records import Expansion, StoredNode, TreeRow
 from regrow.grow.shapes import Shape
-from regrow.grow.store import STORE_NAME, Expansion, Store, StoredNode, TreeRow
+from regrow.grow.store import STORE_NAME, Store
 from tests.grow.helpers import run, settings, snapshot
 
 ME = {"seed": 1, "grow": {"shape": [3, 2], "retries": 2}}

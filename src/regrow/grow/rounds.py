@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from regrow.grow.config import GrowConfig
 from regrow.grow.plan import Want
+from regrow.grow.records import TreeRow
 from regrow.grow.script import root_prompt
 from regrow.grow.shapes import apportion, expected_layers, mixed_histogram, mixed_shape, shape_for
-from regrow.grow.store import TreeRow
 from regrow.grow.topics import quotas
 
 DEFAULT_DIALOGUES = 1000

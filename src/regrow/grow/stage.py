@@ -15,12 +15,13 @@ from regrow.grow.config import GrowConfig
 from regrow.grow.corpus import Dialogue, Node, write_corpus
 from regrow.grow.logprobs import add_top_logprobs, unpack
 from regrow.grow.pretrain import TextScript
+from regrow.grow.records import StoredNode
 from regrow.grow.rounds import GrowCost, budget, deficits, layers_of, next_target, trees_for
 from regrow.grow.rounds import estimate_cost as _estimate_cost
 from regrow.grow.screen import BARREN, Screen
 from regrow.grow.script import ChatScript, Script, prompt_ids, root_prompt
 from regrow.grow.shapes import warnings_for
-from regrow.grow.store import Store, StoredNode
+from regrow.grow.store import Store
 from regrow.grow.topics import ASK_PROMPT, TextEncoder, ask_topics, configured_topics, read_topics
 from regrow.grow.tree import Grower, path_ids
 from regrow.progress import note, task

@@ -16,114 +16,31 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from regrow.errors import RunError
 from regrow.grow.plan import Want
+from regrow.grow.records import (
+    SCHEMA,
+    Expansion,
+    StoredNode,
+    Totals,
+    TreeRow,
+    ints,
+    node_values,
+    want_from_json,
+    want_to_json,
+)
 from regrow.grow.shapes import Shape
 
 STORE_NAME = "nodes.sqlite"
 LOCK_NAME = "grow.lock"
 _VERSION = 1
 _CHUNK = 500
-
-_SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE trees(
-    tree INTEGER PRIMARY KEY, topic INTEGER NOT NULL, name TEXT NOT NULL, root TEXT NOT NULL, round INTEGER NOT NULL,
-    children TEXT NOT NULL, independent INTEGER NOT NULL, want TEXT NOT NULL);
-CREATE TABLE nodes(
-    id TEXT PRIMARY KEY, parent TEXT NOT NULL, tree INTEGER NOT NULL, layer INTEGER NOT NULL, role TEXT NOT NULL,
-    token_ids BLOB NOT NULL, n_tokens INTEGER NOT NULL, text TEXT NOT NULL, logprob REAL, token_logprobs BLOB,
-    finish TEXT NOT NULL, kept INTEGER NOT NULL, reason TEXT, seed INTEGER NOT NULL, leaf INTEGER NOT NULL, want TEXT);
-CREATE INDEX open_nodes ON nodes(layer, id) WHERE kept = 1 AND leaf = 0;
-CREATE INDEX leaves ON nodes(tree, layer, id) WHERE leaf = 1;
-CREATE TABLE expansions(
-    unit TEXT PRIMARY KEY, candidates INTEGER NOT NULL, kept INTEGER NOT NULL, wanted INTEGER NOT NULL,
-    attempts INTEGER NOT NULL, tokens INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE drops(reason TEXT PRIMARY KEY, n INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE topk(
-    id TEXT PRIMARY KEY, k INTEGER NOT NULL, ids BLOB NOT NULL, logprobs BLOB NOT NULL);
-"""
-
-
-@dataclass(slots=True)
-class TreeRow:
-    """One planted tree: ``tree`` is its number, ``topic`` the number of its topic, ``root`` the root prompt."""
-
-    tree: int
-    topic: int
-    name: str
-    root: str
-    round: int
-    shape: Shape
-    want: Want
-
-    @property
-    def id(self) -> str:
-        """The root's tree path: ``t00``, ``t01``, ..."""
-        return f"t{self.tree:02d}"
-
-
-@dataclass(slots=True)
-class StoredNode:
-    """A node as the store keeps it; see `regrow.grow.corpus.Node` for the fields' meaning."""
-
-    id: str
-    parent: str
-    tree: int
-    layer: int
-    role: str
-    token_ids: Sequence[int]
-    text: str
-    finish: str
-    kept: bool
-    reason: str | None
-    seed: int
-    leaf: bool = False
-    want: Want | None = None
-    token_logprobs: npt.NDArray[np.float32] | None = None
-
-
-@dataclass(slots=True)
-class Expansion:
-    """What is committed at once: one parent's children (``nodes`` holds dropped candidates too)."""
-
-    unit: str
-    nodes: list[StoredNode]
-    wanted: int
-    attempts: int
-    tokens: int
-    dropped: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Totals:
-    """Counts over all that is committed."""
-
-    candidates: int = 0
-    kept: int = 0
-    tokens: int = 0
-    expansions: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-
-
-def want_to_json(want: Want) -> str:
-    return json.dumps({str(k): v for k, v in sorted(want.items())})
-
-
-def want_from_json(text: str | None) -> Want:
-    return {int(k): v for k, v in json.loads(text or "{}").items()}
-
-
-def _ints(blob: bytes) -> list[int]:
-    return [int(x) for x in np.frombuffer(blob, dtype="<i4")]
 
 
 class Store:
@@ -195,7 +112,7 @@ class Store:
     def _prepare(self, identity: dict[str, Any]) -> None:
         with self._writing():
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-                for statement in _SCHEMA.split(";"):
+                for statement in SCHEMA.split(";"):
                     if statement.strip():
                         self._db.execute(statement)
                 self._set("version", _VERSION)
@@ -319,7 +236,7 @@ class Store:
             part = unique[i : i + _CHUNK]
             marks = ",".join("?" * len(part))
             rows = self._db.execute(f"SELECT id, token_ids, text FROM nodes WHERE id IN ({marks})", part)  # noqa: S608
-            found.update({id_: (_ints(blob), text) for id_, blob, text in rows})
+            found.update({id_: (ints(blob), text) for id_, blob, text in rows})
         return found
 
     def commit(self, expansion: Expansion) -> None:
@@ -327,7 +244,7 @@ class Store:
         with self._writing():
             self._db.executemany(
                 "INSERT INTO nodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [_node_values(node) for node in expansion.nodes],
+                [node_values(node) for node in expansion.nodes],
             )
             kept = sum(node.kept for node in expansion.nodes)
             self._db.execute(
@@ -395,7 +312,7 @@ class Store:
             logprobs = None if r[12] is None else np.frombuffer(r[12], dtype="<f4")
             yield (
                 StoredNode(
-                    r[0], r[1], r[2], r[3], r[4], _ints(r[5]), r[6], r[7], bool(r[8]), r[9], r[10], bool(r[11]),
+                    r[0], r[1], r[2], r[3], r[4], ints(r[5]), r[6], r[7], bool(r[8]), r[9], r[10], bool(r[11]),
                     token_logprobs=logprobs,
                 ),
                 None if r[13] is None else (r[13], r[14], r[15]),
@@ -470,13 +387,3 @@ def _differences(old: Any, new: Any, at: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _node_values(node: StoredNode) -> tuple[Any, ...]:
-    logprobs = node.token_logprobs
-    return (
-        node.id, node.parent, node.tree, node.layer, node.role, np.asarray(node.token_ids, dtype="<i4").tobytes(),
-        len(node.token_ids), node.text, None if logprobs is None else float(np.sum(logprobs, dtype=np.float64)),
-        None if logprobs is None else np.asarray(logprobs, dtype="<f4").tobytes(), node.finish, node.kept, node.reason,
-        node.seed, node.leaf, None if node.want is None else want_to_json(node.want),
-    )  # fmt: skip

@@ -24,9 +24,10 @@ from regrow.grow.config import GrowConfig
 from regrow.grow.frontier import Frontier, Open
 from regrow.grow.mmr import mmr
 from regrow.grow.plan import Want, node_seed, redistribute, split
+from regrow.grow.records import Expansion, StoredNode, TreeRow
 from regrow.grow.screen import DUPLICATE, SURPLUS, TOO_SIMILAR, Screen, ends_a_sentence, normal_form
 from regrow.grow.script import Script, prompt_ids, topic_sentence
-from regrow.grow.store import Expansion, Store, StoredNode, TreeRow
+from regrow.grow.store import Store
 from regrow.grow.topics import TextEncoder
 from regrow.progress import Task
 
