@@ -135,8 +135,10 @@ def test_shares_that_change_while_training_need_one_process(tiny_model_dir, mix,
         train(tiny_model_dir, mix, cfg, tmp_path, seed=0)
 
 
-def test_the_infinite_schedule_is_not_sharded(tiny_model_dir, mix, tmp_path):
-    cfg = TrainConfig(launch={"num_processes": 2, "strategy": "fsdp"}, lr_scheduler_type="infinite")
+def test_the_infinite_schedule_is_not_sharded_by_a_file_either(tiny_model_dir, mix, tmp_path):
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(yaml.safe_dump({"distributed_type": "FSDP", "num_processes": 2}))
+    cfg = TrainConfig(launch={"config_file": str(file)}, lr_scheduler_type="infinite")
     with pytest.raises(RecipeError, match="the infinite schedule saves a model while it trains"):
         train(tiny_model_dir, mix, cfg, tmp_path, seed=0)
 
