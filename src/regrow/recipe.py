@@ -182,13 +182,13 @@ def _explain(
     known = [loc[:n] for n in range(len(loc), 0, -1) if loc[:n] in lines or loc[:n] in sets]
     place = known[0] if known else loc
     # A key that was put where the name of its variable belongs must not be printed.
-    secret = loc[-1] == "api_key_env"
+    secret = loc[-1:] == ("api_key_env",)
     if place in sets:
         where = f"--set {sets[place].partition('=')[0] if secret else sets[place]}"
     elif place in lines:
         where = f"{file}:{lines[place]}: {'.'.join(place)}"
     else:
-        where = ".".join(loc)
+        where = ".".join(loc) or file
     if first["type"] == "extra_forbidden":
         options = _known_keys(loc[:-1])
         close = difflib.get_close_matches(loc[-1], options, n=1)
@@ -197,7 +197,7 @@ def _explain(
         return RecipeError(f"unknown key '{loc[-1]}'", where=where, hint=hint)
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
-    shown = "" if secret or (isinstance(given, (dict, list)) and len(str(given)) > 80) else f" (got {given!r})"
+    shown = "" if secret or not loc or (isinstance(given, (dict, list)) and len(str(given)) > 80) else f" (got {given!r})"
     more = len(error.errors()) - 1
     return RecipeError(
         f"{message}{shown}", where=where, hint=f"{more} more problem(s) after this one" if more else None
