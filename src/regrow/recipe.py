@@ -197,7 +197,8 @@ def _explain(
         return RecipeError(f"unknown key '{loc[-1]}'", where=where, hint=hint)
     message = first["msg"].removeprefix("Value error, ")
     given = first.get("input")
-    shown = "" if secret or not loc or (isinstance(given, (dict, list)) and len(str(given)) > 80) else f" (got {given!r})"
+    long = isinstance(given, (dict, list)) and len(str(given)) > 80
+    shown = "" if secret or not loc or long else f" (got {given!r})"
     more = len(error.errors()) - 1
     return RecipeError(
         f"{message}{shown}", where=where, hint=f"{more} more problem(s) after this one" if more else None
