@@ -1,4 +1,4 @@
-# make demo      install and run the main job on the built-in model and data (about ten minutes on two cores)
+# make demo      install and run the main job on the built-in model and data (about a quarter of an hour on two cores)
 # make test      install and run the tests (not the slow ones)
 # make test-all  every test (installs Ray, 70 MB, for those that need a cluster)
 # make lint      ruff, format check, mypy
