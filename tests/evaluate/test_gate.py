@@ -51,7 +51,8 @@ def decided(tmp_path: Path, found: list[Record], limits: Limits, **more) -> Gate
         (4, 4, 2, "passed"),  # 0 points, about +-1.4
         (10, 0, 1, "failed"),  # 2.5 points, from 1.0 on
         (10, 6, 2, "undecided"),  # 1 point, but it could be 2.9: the point value alone would pass
-        (0, 0, 0, "passed"),
+        (0, 0, 1, "passed"),
+        (0, 0, 0.5, "undecided"),  # nothing changed, but 400 items cannot rule out 0.9 points
         (0, 12, 2, "passed"),
     ],
 )

@@ -136,17 +136,19 @@ def judge(runs: Sequence[Saved], limits: Limits, *, suites: Sequence[str] = (), 
         raise RunError(f"there is no trained model '{judged}' in this evaluation", where=where,
                        hint=f"It has: {', '.join(found['arms'][1:]) or 'only the base'}.")  # fmt: skip
     checks: list[Check] = []
+    level = float(runs[0].results["settings"]["confidence"])
     if limits.max_forgetting is not None or limits.max_forgetting_nats is not None:
-        checks += _forgetting(found["suites"], limits, suites, judged, where)
+        checks += _forgetting(found["suites"], limits, suites, judged, where, level)
     elif suites:
         raise RunError("--suite names retention suites, and no limit on forgetting is given", where="regrow gate")
     if limits.min_gain is not None or limits.min_gain_nats is not None:
-        checks.append(_gain(found["suites"], limits, judged, where))
-    level = runs[0].results["settings"]["confidence"]
+        checks.append(_gain(found["suites"], limits, judged, where, level))
     return Gate([str(r.folder) for r in runs], judged, checks, level)
 
 
-def _forgetting(suites: dict[str, Any], limits: Limits, wanted: Sequence[str], arm: str, where: str) -> list[Check]:
+def _forgetting(
+    suites: dict[str, Any], limits: Limits, wanted: Sequence[str], arm: str, where: str, level: float
+) -> list[Check]:
     retention = {name: s for name, s in suites.items() if s["kind"] == "retention"}
     for name in wanted:
         if name not in retention:
@@ -166,11 +168,11 @@ def _forgetting(suites: dict[str, Any], limits: Limits, wanted: Sequence[str], a
             option = "--max-forgetting-nats" if suites[name]["unit"] == "nats" else "--max-forgetting"
             raise RunError(f"'{name}' is measured in {_unit(suites[name]['unit'])}", where=where,
                            hint=f"Limit it with {option}.")  # fmt: skip
-        out.append(_check("forgetting", name, suites[name], arm, limit))
+        out.append(_check("forgetting", name, suites[name], arm, limit, level))
     return out
 
 
-def _gain(suites: dict[str, Any], limits: Limits, arm: str, where: str) -> Check:
+def _gain(suites: dict[str, Any], limits: Limits, arm: str, where: str, level: float) -> Check:
     gains = [name for name, s in suites.items() if s["kind"] == "gain"]
     if not gains:
         raise RunError("the gain was not measured: there is no gain suite", where=where,
@@ -181,14 +183,20 @@ def _gain(suites: dict[str, Any], limits: Limits, arm: str, where: str) -> Check
         option = "--min-gain-nats" if suites[name]["unit"] == "nats" else "--min-gain"
         raise RunError(f"the gain on '{name}' is measured in {_unit(suites[name]['unit'])}", where=where,
                        hint=f"Ask for it with {option}.")  # fmt: skip
-    return _check("gain", name, suites[name], arm, limit)
+    return _check("gain", name, suites[name], arm, limit, level)
 
 
-def _check(kind: str, name: str, suite: dict[str, Any], arm: str, limit: float) -> Check:
+def _check(kind: str, name: str, suite: dict[str, Any], arm: str, limit: float, level: float) -> Check:
     diff = suite["differences"][arm]["vs_base"]
+    ends = list(diff["ci"])
+    if suite["unit"] == "share" and ends == [0, 0]:
+        # No item changed, and resampling finds nothing but that. n items without a change still allow a share p of
+        # changes with (1 - p)^n = alpha / 2, about 3.7 / n at 95 % (the exact binomial bound).
+        unseen = 1 - ((1 - level) / 2) ** (1 / suite["n"])
+        ends = [-unseen, unseen]
     scale = 100.0 if suite["unit"] == "share" else 1.0
     sign = scale * (1 if (kind == "gain") == suite["higher_is_better"] else -1)
-    low, high = sorted(sign * v + 0.0 for v in diff["ci"])
+    low, high = sorted(sign * v + 0.0 for v in ends)
     value, unit = sign * diff["diff"] + 0.0, _unit(suite["unit"])
     near, far = (high, low) if kind == "forgetting" else (low, high)  # the bound that decides, and the other one
     good = near <= limit if kind == "forgetting" else near >= limit
