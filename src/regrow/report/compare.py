@@ -199,10 +199,10 @@ def diff_runs(first: RunData, second: RunData) -> Diff:
     places = list(dict.fromkeys([*rows[0], *rows[1]]))
     notes = []
     bases = [((r.results or {}).get("models") or {}).get("base", {}).get("revision") for r in (first, second)]
-    if bases[0] != bases[1]:
+    if None not in bases and bases[0] != bases[1]:
         notes.append("The base models differ, so the changes are from different starting points.")
     seeds = [((r.results or {}).get("settings") or {}).get("seed") for r in (first, second)]
-    if seeds[0] != seeds[1]:
+    if None not in seeds and seeds[0] != seeds[1]:
         notes.append("The seeds differ, and with them which items were drawn.")
     for r in (first, second):
         if r.results is None:
