@@ -88,15 +88,16 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="Default: all that were evaluated.")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--against", choices=ARMS, default="balance-soft", help="The arm that all are set against.")
     args = parser.parse_args()
-    ARMS[:] = [a for a in ARMS if a in {"base", "sft", *args.arms}]
+    ARMS[:] = [a for a in ARMS if a in {"base", "sft", args.against, *args.arms}]
     seeds = args.seeds or sorted(int(p.parent.name[4:]) for p in args.out.glob("seed*/evaluated"))
     cubes = load(args.out, seeds)
     rng = np.random.default_rng(0)
-    base, sft = ARMS.index("base"), ARMS.index("sft")
+    base, sft, other = ARMS.index("base"), ARMS.index("sft"), ARMS.index(args.against)
     means = {name: cube.mean((0, 2)) for name, cube in cubes.items()}
     sampled = {name: draws(cube, rng) for name, cube in cubes.items()}
-    summary: dict = {"seeds": seeds, "suites": {}, "recovery": {}, "gain": {}, "training": {}}
+    summary: dict = {"seeds": seeds, "suites": {}, "recovery": {}, "gain": {}, "against": {}, "training": {}}
     for name, (metric, sign, label) in SUITES.items():
         if name not in cubes:
             continue
@@ -127,6 +128,20 @@ def main() -> None:
             "value": float(gain[a] - gain[base]), "ci": interval(drawn[:, a] - drawn[:, base]),
             "vs_sft": float(gain[a] - gain[sft]), "vs_sft_ci": interval(drawn[:, a] - drawn[:, sft]),
         }  # fmt: skip
+        summary["against"][arm] = {
+            name: {"value": float(x[0]), "ci": interval(x[1])}
+            for name, x in {
+                "recovery": (
+                    pooled(means, other) - pooled(means),
+                    pooled(sampled, other) - pooled(sampled),
+                ),
+                "gain": (gain[other] - gain[a], drawn[:, other] - drawn[:, a]),
+                "facts": (
+                    means["facts"][other] - means["facts"][a],
+                    sampled["facts"][:, other] - sampled["facts"][:, a],
+                ),
+            }.items()
+        }
         runs = [args.out / f"seed{s}/{arm}/train.json" for s in seeds]
         if all(p.exists() for p in runs):
             facts = [json.loads(p.read_text()) for p in runs]
@@ -137,6 +152,7 @@ def main() -> None:
                 "replay_ratio": [round(f["mix"]["realised"]["tokens"], 4) for f in facts],
                 "seconds": [round(f["seconds"], 1) for f in facts],
             }
+    summary["by_seed"] = {arm: cubes["heldout"][:, a].mean(-1).tolist() for a, arm in enumerate(ARMS)}
     args.to.mkdir(parents=True, exist_ok=True)
     summary["versions"] = versions()
     summary["machine"] = f"{platform.machine()}, 2 CPU cores"
@@ -145,13 +161,13 @@ def main() -> None:
         "learning_rate": LEARNING_RATE, "resamples": RESAMPLES,
     }  # fmt: skip
     (args.to / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    table = markdown(summary)
+    table = markdown(summary, args.against)
     (args.to / "table.md").write_text(table, encoding="utf-8")
     (args.to / "plot.svg").write_text(plot(summary), encoding="utf-8")
     print(table)
 
 
-def markdown(summary: dict) -> str:
+def markdown(summary: dict, against: str) -> str:
     """Values per suite and arm; * marks a difference from sft whose interval excludes 0."""
     lines = ["| Suite (items) | " + " | ".join(ARMS) + " |", "| --- |" + " ---: |" * len(ARMS)]
     for suite in summary["suites"].values():
@@ -170,10 +186,17 @@ def markdown(summary: dict) -> str:
         "| **recovery, % of the loss won back** | " + " | ".join(with_ci(summary["recovery"][a]) for a in ARMS) + " |"
     )
     lines.append("| **gain, points on AG News** | " + " | ".join(with_ci(summary["gain"][a]) for a in ARMS) + " |")
+    for name, what in (("recovery", "% of the loss"), ("gain", "points on AG News"), ("facts", "points on facts")):
+        pairs = [summary["against"][a][name] for a in ARMS]
+        lines.append(f"| {against} minus this arm, {what} | " + " | ".join(with_ci(x) for x in pairs) + " |")
+    per_seed = [
+        f"seed {s}: " + ", ".join(f"{a} {100 * summary['by_seed'][a][i]:.0f}" for a in ARMS)
+        for i, s in enumerate(summary["seeds"])
+    ]
     head = (
         f"Seeds {summary['seeds']}. Losses in nats a token, accuracies in %. `*`: differs from sft, 95 % interval.\n\n"
     )
-    return head + "\n".join(lines) + "\n"
+    return head + "\n".join(lines) + "\n\nAG News accuracy, %: " + "; ".join(per_seed) + ".\n"
 
 
 def plot(summary: dict) -> str:
