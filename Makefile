@@ -4,16 +4,19 @@
 # make lint      ruff, format check, mypy
 # make docs      build the documentation site into site/
 #
+# Tests run in WORKERS=2 processes (about 3 GB each).
 # On a machine where pip would fetch the CUDA build of torch, choose the CPU build:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(INDEX) -c constraints/cpu.txt
-PYTEST := $(BIN)/python -m pytest
+# A file's tests stay in one process: they share models.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: install demo test test-all lint format types docs clean
 

@@ -19,7 +19,7 @@ from regrow.evaluate.items import Item
 from regrow.evaluate.stage import CACHE, _enough, build_suites, evaluate
 from regrow.models.load import resolve_model
 from regrow.rows.row import Row
-from tests.evaluate.models import choice, dialogues, perturbed, small_pool
+from tests.evaluate.models import assert_alike, choice, dialogues, perturbed, small_pool
 
 CFG = EvalConfig(n_facts=24, pool_sample=20, generate_samples=2, max_new_tokens=4, bootstrap=400, max_dialogues=4)
 ROWS = [
@@ -286,6 +286,6 @@ def test_killed_in_the_middle_it_goes_on_and_scores_nothing_twice(
     after = read(cut)
     assert after[: len(done)] == done
     assert sorted((e["pass"], e["item"]) for e in after) == sorted((e["pass"], e["item"]) for e in whole)
-    for name in ("records.jsonl", "results.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert_alike(*(read(tmp_path / run / "records.jsonl") for run in ("killed", "whole")))
+    assert_alike(*(json.loads((tmp_path / run / "results.json").read_text()) for run in ("killed", "whole")))
     assert again.path == tmp_path / "killed/results.json"

@@ -26,7 +26,8 @@ def family(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> di
         model, step = AutoModelForCausalLM.from_pretrained(tiny_model_dir), tiny_llama(seed=seed, vocab_size=vocab)
         with torch.no_grad():
             for p, q in zip(model.parameters(), step.parameters(), strict=True):
-                p.add_(0.1 * q)
+                # Far enough from the base that a residual in float32 would round.
+                p.mul_(1 / 3).add_(0.1 * q)
         model.save_pretrained(root / name)
         AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(root / name)
         found[name] = root / name
@@ -66,6 +67,8 @@ def test_more_tokens_in_the_instruct_model_keep_their_rows(family, tmp_path):
     got, had = weights_of(out)["model.embed_tokens.weight"], weights_of(tmp_path / "more")["model.embed_tokens.weight"]
     assert got.shape[0] == before + 3
     assert torch.equal(got[before:], had[before:])
+    half = add_residual(family["base"], tmp_path / "more", family["continued"], tmp_path / "half", scale=0.5)
+    assert torch.equal(weights_of(half)["model.embed_tokens.weight"][before:], had[before:] / 2), "zero, not anything"
     with pytest.raises(ModelError, match="more tokens"):
         add_residual(tmp_path / "more", family["instruct"], family["continued"], tmp_path / "refused")
     assert not (tmp_path / "refused").exists()

@@ -223,3 +223,6 @@ def test_a_controller_moves_the_mixture_while_it_trains(tiny_model_dir, tmp_path
     for before, after in pairwise(lines[1:]):
         worst = max(("law", "rivers", "birds"), key=lambda d: before[f"heldout/{d}"])
         assert after[f"asked/{worst}"] > before[f"asked/{worst}"]
+    for line in lines[2:]:  # a loader that reads ahead has drawn the first pack of an interval under the old shares
+        for d in ("law", "rivers", "birds"):
+            assert line[f"mix/{d}"] == pytest.approx(line[f"asked/{d}"], abs=0.12), "what is asked for is drawn"

@@ -64,9 +64,8 @@ class SkillIt:
         return normalised({i: self._initial[i] * math.exp(tilt[i] - top) for i in self.skills})
 
     def _windowed(self) -> Shares:
-        last = self._seen[-self.window :]
-        sums = {j: math.fsum(seen[j] for seen in last) for j in self.skills}
-        return {j: s / len(last) for j, s in sums.items()} if self.targets else sums
+        sums = {j: math.fsum(seen[j] for seen in self._seen) for j in self.skills}
+        return {j: s / len(self._seen) for j, s in sums.items()} if self.targets else sums
 
     def update(self, losses: Mapping[str, float]) -> None:
         require_losses(self.graph, losses)
