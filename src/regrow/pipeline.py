@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.data import read_data, source_hash
+from regrow.evaluate.config import AFTER_SUITES
 from regrow.progress import note
 from regrow.recipe import Recipe, dump_recipe
 from regrow.runs import Resume, Run, StageResult, open_run
@@ -85,11 +86,12 @@ class _Chain:
         self.recipe, self.run, self.model = recipe, run, model
         self.seed = recipe.seed
 
-    def inputs(self, section: Any, **more: Any) -> dict[str, Any]:
-        return {**section.model_dump(mode="json"), "model": self.model.revision, "seed": self.seed, **more}
+    def inputs(self, name: str, section: Any, **more: Any) -> dict[str, Any]:
+        return {name: section.model_dump(mode="json"), "model": self.model.revision, "seed": self.seed, **more}
 
     def go(self) -> RunResult:
         recipe, run = self.recipe, self.run
+        run.plan = self.plan()
         data = self.data()
         train_rows = read_back(data.path / "train.jsonl")
         heldout = read_back(data.path / "heldout.jsonl")
@@ -115,6 +117,16 @@ class _Chain:
         evaluated = self.evaluate(models, trained, suites, corpus)
         return self.finish(models, evaluated, corpus)
 
+    def plan(self) -> list[str]:
+        arms = self.recipe.trained_arms()
+        return [
+            *("data", "suites"),
+            *(("grow", "corpus") if "regrow" in arms else ()),
+            *(f"{stage}/{arm}" for arm in arms for stage in ("mix", "train")),
+            *(("merge/interpolate",) if "interpolate" in (self.recipe.arms or []) else ()),
+            "eval",
+        ]
+
     def data(self) -> StageResult:
         recipe = self.recipe
 
@@ -134,17 +146,21 @@ class _Chain:
                 "format": read.format,
             }
 
-        inputs = {**recipe.data.model_dump(mode="json"), "seed": self.seed, "files": source_hash(recipe.data.path)}
+        data = recipe.data.model_dump(mode="json")
+        inputs = {"data": data, "seed": self.seed, "file": source_hash(recipe.data.path)}
         return self.run.stage("data", inputs, work)
 
     def suites(self, data: StageResult, heldout: list[Row]) -> StageResult:
-        def work(folder: Path) -> dict[str, Any]:
-            from regrow.evaluate.stage import build_suites
+        from regrow.evaluate.stage import CACHE, build_suites
 
+        def work(folder: Path) -> dict[str, Any]:
             path = build_suites(self.recipe.evaluate, self.model, heldout, folder, seed=self.seed)
             return {"items": sum(1 for _ in path.open(encoding="utf-8"))}
 
-        return self.run.stage("suites", self.inputs(self.recipe.evaluate, data=data.output_hash), work)
+        inputs = self.inputs("evaluate", self.recipe.evaluate, data=data.output_hash)
+        for key in AFTER_SUITES:
+            del inputs["evaluate"][key]
+        return self.run.stage("suites", inputs, work, keep=[CACHE])
 
     def grow(self, train_rows: list[Row], data: StageResult) -> StageResult:
         from regrow.mix.stage import replay_tokens_wanted
@@ -164,8 +180,8 @@ class _Chain:
 
             return grow(cfg, self.model, folder, seed=self.seed).to_dict()
 
-        inputs = self.inputs(cfg)
-        inputs["ray"] = cfg.ray.engine  # where its workers are does not decide what is grown
+        inputs = self.inputs("grow", cfg)
+        inputs["grow"]["ray"] = cfg.ray.engine  # where its workers are does not decide what is grown
         return self.run.stage("grow", inputs, work)
 
     def curate(self, grown: StageResult, suites: StageResult, data: StageResult, heldout: list[Row]) -> StageResult:
@@ -183,7 +199,7 @@ class _Chain:
             ).to_dict()
 
         upstream = {"grow": grown.output_hash, "suites": suites.output_hash, "data": data.output_hash}
-        return self.run.stage("corpus", self.inputs(self.recipe.curate, **upstream), work)
+        return self.run.stage("corpus", self.inputs("curate", self.recipe.curate, **upstream), work)
 
     def mix(self, arm: str, data: StageResult, rows: list[Row], corpus: StageResult | None) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
@@ -201,7 +217,7 @@ class _Chain:
 
         upstream = {"data": data.output_hash, "corpus": corpus.output_hash if corpus else None}
         epochs = self.recipe.train.num_train_epochs
-        return self.run.stage(f"mix/{arm}", self.inputs(self.recipe.mix, epochs=epochs, **upstream), work)
+        return self.run.stage(f"mix/{arm}", self.inputs("mix", self.recipe.mix, epochs=epochs, **upstream), work)
 
     def train(self, arm: str, mixed: StageResult) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
@@ -212,7 +228,7 @@ class _Chain:
             done = train(self.model.path, mixed.path, cfg, folder, seed=self.seed, label=arm)
             return {**done.to_dict(), "model": str(Path(done.model_path).relative_to(folder))}
 
-        return self.run.stage(f"train/{arm}", self.inputs(self.recipe.train, mix=mixed.output_hash), work)
+        return self.run.stage(f"train/{arm}", self.inputs("train", self.recipe.train, mixed=mixed.output_hash), work)
 
     def interpolate(self, tuned: Path, upstream: StageResult) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
@@ -231,9 +247,9 @@ class _Chain:
         suites: StageResult,
         corpus: StageResult | None,
     ) -> StageResult:
-        def work(folder: Path) -> dict[str, Any]:
-            from regrow.evaluate.stage import CACHE, evaluate
+        from regrow.evaluate.stage import CACHE, evaluate
 
+        def work(folder: Path) -> dict[str, Any]:
             items = read_items(suites.path / "items.jsonl")
             if corpus is not None:
                 items += read_items(corpus.path / "own_dialogues.jsonl")
@@ -247,7 +263,7 @@ class _Chain:
             "corpus": corpus.output_hash if corpus else None,
             **{f"train/{arm}": stage.output_hash for arm, stage in trained.items()},
         }
-        return self.run.stage("eval", self.inputs(self.recipe.evaluate, **upstream), work)
+        return self.run.stage("eval", self.inputs("evaluate", self.recipe.evaluate, **upstream), work, keep=[CACHE])
 
     def finish(self, models: dict[str, Path], evaluated: StageResult, corpus: StageResult | None) -> RunResult:
         from regrow.models.save import write_model_card

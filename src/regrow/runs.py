@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -103,6 +104,8 @@ class Run:
         self.path = path
         self.manifest = manifest
         self.resume = resume
+        self.plan: list[str] = []
+        """Names of all stages to come, in order; with it each stage says how many there are."""
 
     def event(self, kind: str, data: dict[str, Any]) -> None:
         """Append one line to ``events.jsonl``. A watcher's convenience: a failed write never stops the run."""
@@ -118,39 +121,44 @@ class Run:
         _write_json(self.path / MANIFEST, self.manifest)
 
     def changed(self, name: str, inputs: dict[str, Any]) -> list[str]:
-        """Which inputs of stage ``name`` differ from those recorded, as ``key: old -> new`` lines."""
+        """Which inputs of stage ``name`` differ from those recorded, as ``key: old -> new``; hashes are not shown."""
         old = self.manifest["stages"].get(name, {}).get("inputs", {})
         new = json.loads(json.dumps(flatten(inputs), default=str))
         return [
-            f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
+            _change(key, old.get(key), new.get(key))
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key)
         ]
 
-    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageResult:
+    def stage(
+        self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], *, keep: Sequence[str] = ()
+    ) -> StageResult:
         """Run one stage, or reuse or resume it.
 
         Args:
             name: Also its folder, ``grow`` or ``mix/regrow``.
             inputs: Settings and upstream hashes; compared with those of the last time.
             work: Gets the folder, does the work (continuing what it finds there), returns JSON-able facts.
+            keep: Files that stay when changed inputs redo the stage, because each entry in them says what it was made
+                from (a cache of scores).
 
         Raises:
             RunError: With ``resume="always"`` when the inputs changed; or when a finished stage's files are damaged.
         """
         folder = self._inside(name)
         stages = self.manifest["stages"]
+        title = f"[{self.plan.index(name) + 1}/{len(self.plan)}] {name}" if name in self.plan else name
         known = stages.get(name)
         if known is not None:
             changes = self.changed(name, inputs)
             if not changes and known["status"] == "done":
                 damage = self._damage(folder, known["outputs"])
                 if not damage:
-                    note(f"{name}: unchanged, not run again")
+                    note(f"{title}: unchanged, not run again")
                     return StageResult(folder, known["facts"], known["output_hash"], ran=False)
                 if self.resume == "always":
                     raise RunError(damage, where=str(folder), hint="run with --resume auto to do the stage again")
-                note(f"{name}: {damage}; doing it again")
+                note(f"{title}: {damage}; doing it again")
                 self._empty(folder)
             elif changes:
                 if self.resume == "always":
@@ -159,12 +167,15 @@ class Run:
                         where=str(self.path / "recipe.yaml"),
                         hint="use --resume auto to redo what changed, or another output folder",
                     )
-                note(f"{name}: done anew, because {'; '.join(changes[:8])}")
-                self._empty(folder)
+                note(f"{title}: done anew, because {'; '.join(changes[:8])}")
+                self._empty(folder, keep)
             else:
-                note(f"{name}: continuing where it stopped")
-        elif folder.exists() and any(folder.iterdir()):
-            self._empty(folder)
+                note(f"{title}: continuing where it stopped")
+        else:
+            if folder.exists() and any(folder.iterdir()):
+                self._empty(folder)
+            if self.plan:
+                note(title)
         folder.mkdir(parents=True, exist_ok=True)
         started = time.time()
         earlier = 0.0 if known is None or known["status"] == "done" else known.get("seconds", 0.0)
@@ -212,9 +223,14 @@ class Run:
             raise RunError(f"stage folder '{name}' lies outside the run", where=str(self.path))
         return folder
 
-    def _empty(self, folder: Path) -> None:
-        if folder.exists():
-            shutil.rmtree(folder)
+    def _empty(self, folder: Path, keep: Sequence[str] = ()) -> None:
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name in keep:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def _outputs(self, folder: Path) -> dict[str, dict[str, Any]]:
         out = {}
@@ -237,6 +253,12 @@ class Run:
 def _files(folder: Path) -> Iterable[Path]:
     skip = ("-wal", "-shm", ".lock")
     return (p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(skip))
+
+
+def _change(key: str, old: Any, new: Any) -> str:
+    if any(isinstance(v, str) and re.fullmatch("[0-9a-f]{16}|[0-9a-f]{64}", v) for v in (old, new)):
+        return f"{key} {'is new' if old is None else 'is gone' if new is None else 'changed'}"
+    return f"{key}: {_short(old)} -> {_short(new)}"
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,6 @@ from scipy import stats as reference
 
 from regrow.evaluate.stats import (
     bootstrap_means,
-    bootstrap_p,
     detectable_change,
     holm,
     mcnemar_midp,
@@ -21,6 +20,7 @@ from regrow.evaluate.stats import (
     paired_difference,
     percentile_interval,
     recovery_interval,
+    sign_flip_p,
 )
 
 
@@ -143,12 +143,18 @@ def test_more_items_or_fewer_changes_see_smaller_differences() -> None:
     assert detectable_change(2, 0.15) is None
 
 
-def test_bootstrap_p_is_near_the_t_test_and_1_without_a_difference() -> None:
-    diff = np.random.default_rng(3).normal(0.15, 1.0, 200)
-    p = bootstrap_p(bootstrap_means(diff, 20_000, 0)[:, 0])
-    assert p == pytest.approx(reference.ttest_1samp(diff, 0).pvalue, abs=0.02)
-    assert bootstrap_p(np.zeros(500)) == 1.0
-    assert bootstrap_p(np.full(999, 2.0)) == pytest.approx(2 / 1000)
+def test_sign_flips_agree_with_the_permutation_test_of_scipy() -> None:
+    rng = np.random.default_rng(3)
+    few = rng.normal(0.4, 1.0, 9)
+    exact = reference.permutation_test((few,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip_p(few) == pytest.approx(exact.pvalue, abs=1e-12)
+    many = rng.normal(0.15, 1.0, 200)
+    assert sign_flip_p(many, resamples=20_000) == pytest.approx(reference.ttest_1samp(many, 0).pvalue, abs=0.02)
+    assert sign_flip_p(np.full(6, 0.3)) == 2 / 64, "six items cannot give less, however equal they are"
+    assert sign_flip_p(np.zeros(500)) == 1.0
+    assert sign_flip_p(np.full(999, 2.0), resamples=999) == pytest.approx(1 / 1000)
+    with pytest.raises(ValueError, match="no items"):
+        sign_flip_p([])
 
 
 def test_minimum_detectable_difference_has_the_power_it_names() -> None:

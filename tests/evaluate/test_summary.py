@@ -80,6 +80,19 @@ def test_a_smaller_loss_than_plain_sft_is_partly_kept() -> None:
     assert f"plain SFT −{100 * high:.1f} to −{100 * low:.1f} points" in r["verdict"]["notes"][1]
 
 
+def test_a_gain_of_no_size_or_on_few_items_is_no_learning() -> None:
+    little = np.random.default_rng(1).normal(0.004, 0.002, N)
+    losses = {"base": np.full(N, 2.0), "sft": 2.0 - little, "regrow": 2.0 - little}
+    r = result(pool(1.0, 1.0) + records("heldout", "nll", losses))
+    assert r["gain"]["regrow"]["significant"]
+    assert r["verdict"]["sentence"].startswith("The model with replay hardly changed on your data (+0.00")
+    assert r["verdict"]["level"] == "no-change"
+    losses = {arm: np.linspace(1, 2, 6) - (arm != "base") for arm in ("base", "sft", "regrow")}
+    six = result(pool(1.0, 1.0) + records("heldout", "nll", losses))
+    assert six["gain"]["regrow"]["value"] == pytest.approx(1.0) and not six["gain"]["regrow"]["significant"]
+    assert "no significant change on your data" in six["verdict"]["sentence"]
+
+
 def test_a_loss_no_smaller_than_plain_sfts_is_lost() -> None:
     same = records("facts-pool", "acc", {"base": np.ones(N), "sft": right(0.7), "regrow": right(0.71, seed=1)})
     r = result(same)

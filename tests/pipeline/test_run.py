@@ -101,13 +101,32 @@ def test_a_changed_key_redoes_only_what_depends_on_it(finished, tmp_path, capsys
     changed.mix.replay_ratio = 0.1
     run(changed, copy)
     said = capsys.readouterr().err
-    assert "replay_ratio: 0.3 -> 0.1" in said
-    for stage in ("data", "suites", "grow", "corpus"):
-        assert f"{stage}: unchanged" in said
+    assert "mix.replay_ratio: 0.3 -> 0.1" in said
+    for n, stage in enumerate(("data", "suites", "grow", "corpus"), 1):
+        assert f"[{n}/9] {stage}: unchanged" in said
     for stage in ("mix/sft", "mix/regrow", "train/regrow", "eval"):
         assert f"{stage}: done anew" in said
     with pytest.raises(RunError, match="replay_ratio"):
         run(recipe, copy, resume="always")
+
+
+def test_what_is_done_with_items_later_neither_chooses_nor_scores_them_again(finished, tmp_path, capsys, monkeypatch):
+    from regrow.evaluate.score import Scorer
+
+    recipe, result = finished
+    copy = tmp_path / "run"
+    shutil.copytree(result.path, copy)
+    changed = recipe.model_copy(deep=True)
+    changed.evaluate.bootstrap += 100
+
+    def no_scoring(*_, **__):
+        raise AssertionError("an item was scored a second time")
+
+    monkeypatch.setattr(Scorer, "score", no_scoring)
+    run(changed, copy)
+    said = capsys.readouterr().err
+    assert "eval: done anew, because evaluate.bootstrap: " in said
+    assert said.count("unchanged, not run again") == len(STAGES) - 1
 
 
 def test_the_half_way_model_is_an_arm_that_trains_nothing(finished, tmp_path):

@@ -9,6 +9,17 @@ from pydantic import Field, field_validator
 from regrow.section import Section
 
 EMBEDDED_SUITES = ("facts", "own-dialogues", "heldout")
+AFTER_SUITES = (
+    "gain_suites",
+    "max_dialogues",
+    "generate_samples",
+    "max_new_tokens",
+    "noise_floor",
+    "bootstrap",
+    "confidence",
+    "assumed_discordance",
+)
+"""Keys that decide nothing about which items there are, only about what is done with them after training."""
 SuiteName = Annotated[str, Field(min_length=1)]
 
 

@@ -18,13 +18,13 @@ from regrow.evaluate.stats import (
     Floats,
     Interval,
     bootstrap_means,
-    bootstrap_p,
     detectable_change,
     holm,
     mcnemar_midp,
     minimum_detectable_difference,
     percentile_interval,
     recovery_interval,
+    sign_flip_p,
 )
 from regrow.evaluate.suites.facts.fact import SUITE as FACTS
 from regrow.evaluate.suites.own import SUITE as OWN
@@ -95,8 +95,8 @@ def headline(suites: Sequence[str]) -> str | None:
 
 
 def _resamples(cfg: EvalConfig, suites: int) -> int:
-    """As many as asked, and enough that a difference can stay significant after Holm: the smallest bootstrap p-value
-    is 2 / (resamples + 1)."""
+    """As many as asked, and enough that a difference can stay significant after Holm: the smallest p-value of drawn
+    signs is 1 / (resamples + 1)."""
     return max(cfg.bootstrap, math.ceil(4 * suites / (1 - cfg.confidence)))
 
 
@@ -215,7 +215,7 @@ def _difference(t: SuiteTable, arm: str, other: str, draws: Floats, cfg: EvalCon
     a, b = t.column(arm), t.column(other)
     drawn = draws[:, t.arms.index(arm)] - draws[:, t.arms.index(other)]
     interval = percentile_interval(float((a - b).mean()), drawn, cfg.confidence)
-    p = mcnemar_midp(a, b) if t.binary(t.primary) else bootstrap_p(drawn)
+    p = mcnemar_midp(a, b) if t.binary(t.primary) else sign_flip_p(a - b, resamples=len(drawn))
     mdd = minimum_detectable_difference(a - b, confidence=cfg.confidence)
     return {"diff": interval.value, "ci": _pair(interval), "p": p, "mdd": mdd}
 

@@ -16,6 +16,10 @@ MOVED = 0.1
 significant says nothing; from this lower bound on it counts as harm. A tenth of a nat makes each token about a tenth
 less likely. Our choice."""
 
+LEAST_GAIN = 0.01
+"""Nats per token. A smaller gain than this one per cent of a token's probability can be significant and still is
+nothing that a user would notice. Our choice."""
+
 
 def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
     """``sentence``, ``level``, ``arm`` and ``notes`` for results that have no verdict yet."""
@@ -66,7 +70,8 @@ def _level(results: dict[str, Any], arm: str) -> str:
         return "partly" if True in against and False not in against else "lost"
     gain = results["gain"].get(arm)
     changed = any(s["differences"][arm]["vs_base"]["significant"] for s in suites.values() if s["metric"] != "kl")
-    return "no-change" if gain and not gain["significant"] and not changed else "kept"
+    learned_nothing = gain and (not gain["significant"] or _negligible(results, gain))
+    return "no-change" if learned_nothing and not changed else "kept"
 
 
 def learned(results: dict[str, Any], arm: str) -> str:
@@ -76,7 +81,13 @@ def learned(results: dict[str, Any], arm: str) -> str:
         return ""
     if not gain["significant"]:
         return "shows no significant change on your data"
+    if _negligible(results, gain):
+        return f"hardly changed on your data ({_span(gain['ci'], 'nats')})"
     return "learned your data" if gain["value"] > 0 else "became worse on your data"
+
+
+def _negligible(results: dict[str, Any], gain: dict[str, Any]) -> bool:
+    return results["suites"][gain["suite"]]["unit"] == "nats" and max(abs(v) for v in gain["ci"]) < LEAST_GAIN
 
 
 def _kept(results: dict[str, Any], arm: str) -> list[str]:
