@@ -7,16 +7,21 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from regrow.recipe import Recipe
+from regrow.recipe import MARKS, Recipe
 
 OUT = Path(__file__).resolve().parents[1] / "docs/reference/recipe.md"
 
-HEAD = """# The recipe
+HEAD = (
+    """# The recipe
 
-YAML; `regrow init` writes one with every key. The same keys work on the command line:
+YAML; `regrow init` writes one with the main keys, `regrow init --all` with every key.
+The same keys work on the command line:
 `--set train.learning_rate=1e-5`.
-Unknown keys are errors. This page is made from the code by `scripts/gen_reference.py`.
+Unknown keys are errors. Behind a value stands where it comes from: """
+    + MARKS
+    + """. This page is made from the code by `scripts/gen_reference.py`.
 """
+)
 
 
 def kind(annotation: object) -> str:

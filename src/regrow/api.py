@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.compare import compare, compare_sequence
 from regrow.data import read_data
-from regrow.errors import DataError, RunError
+from regrow.errors import DataError
 from regrow.pipeline import RunResult, read_items, sentence_encoder
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe, parse_recipe
-from regrow.runs import MANIFEST, Resume, read_manifest
+from regrow.runs import MANIFEST, Resume, finished_models
 
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
@@ -419,11 +419,8 @@ def export(source: str | Path, output: str | Path, *, to: str, quant: str = "f16
 def _tuned(source: Path) -> Path:
     if not (source / MANIFEST).is_file():
         return source
-    models = read_manifest(source).get("models", {})
-    for arm in ("regrow", "sft"):
-        if arm in models:
-            return source / str(models[arm])
-    raise RunError("this run has no finished model yet", where=str(source))
+    models = finished_models(source)
+    return next(models[arm] for arm in ("regrow", "sft") if arm in models)
 
 
 def _model(recipe: Recipe) -> ResolvedModel:

@@ -6,27 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regrow.errors import RunError
-from regrow.runs import MANIFEST, read_manifest
+from regrow.runs import MANIFEST, finished_models
 
 
 def models_of(folder: Path, arms: Sequence[str] | None = None) -> dict[str, Path]:
     """Arm -> model folder of a run (or of a plain model folder).
 
     Raises:
-        RunError: No such arm, or its model is gone.
+        RunError: No such arm, or nothing is trained yet.
     """
     if not (folder / MANIFEST).is_file():
         return {folder.name: folder}
-    facts = read_manifest(folder).get("models", {})
-    known = {arm: Path(place) if Path(place).is_absolute() else folder / place for arm, place in facts.items()}
+    known = finished_models(folder)
     wanted = list(arms) if arms else [a for a in ("base", "regrow") if a in known] or list(known)
     missing = [a for a in wanted if a not in known]
     if missing:
-        raise RunError(
-            f"no arm '{missing[0]}' in this run",
-            where=str(folder),
-            hint=f"it has: {', '.join(known) or 'no finished model'}",
-        )
+        raise RunError(f"no arm '{missing[0]}' in this run", where=str(folder), hint=f"it has: {', '.join(known)}")
     return {arm: known[arm] for arm in wanted}
 
 

@@ -26,6 +26,7 @@ class Cost:
     Attributes:
         train_tokens: Arm -> tokens that pass through training, all epochs.
         seconds: Stage -> estimated seconds on this machine.
+        load: Share of the cores (0..1) that other work kept busy just before the speeds were measured.
         disk_bytes: What the run folder will hold.
     """
 
@@ -42,9 +43,10 @@ class Cost:
     engine: str = ""
     speeds: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    load: float = 0.0
 
     def text(self) -> str:
-        """For the terminal."""
+        """Amounts, for the terminal."""
         lines = [
             "recipe and data are fine",
             f"  your rows           {self.rows:,} to train on ({self.domain_tokens:,} tokens an epoch), "
@@ -58,14 +60,19 @@ class Cost:
         lines.append(
             f"  disk                {self.disk_bytes / 2**30:.1f} GiB of {self.disk_free / 2**30:.0f} GiB free"
         )
-        if self.seconds:
-            for stage, seconds in self.seconds.items():
-                lines.append(f"  time to {stage:<12}about {_minutes(seconds)}")
-            lines.append(f"  in all              about {_minutes(sum(self.seconds.values()))} on this machine")
-            measured = ", ".join(f"{k} {v:,.0f} tok/s" for k, v in self.speeds.items())
-            lines.append(f"  measured just now   {measured} (engine {self.engine})")
         if self.disk_bytes > self.disk_free:
             lines.append("  WARNING: there is not enough disk space for this run")
+        return "\n".join(lines)
+
+    def times(self) -> str:
+        """Measured speeds and what follows from them, for the terminal; after `measure`."""
+        lines = [f"  time to {stage:<12}about {_minutes(seconds)}" for stage, seconds in self.seconds.items()]
+        lines.append(f"  in all              about {_minutes(sum(self.seconds.values()))} on this machine")
+        measured = ", ".join(f"{k} {v:,.0f} tok/s" for k, v in self.speeds.items())
+        engine = f" (engine {self.engine})" if self.engine else ""
+        lines.append(f"  measured just now   {measured}{engine}")
+        if self.load > 0.5:
+            lines.append(f"  WARNING: other work keeps {self.load:.0%} of the cores busy; alone the run is faster")
         return "\n".join(lines)
 
 
@@ -77,8 +84,8 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def estimate(recipe: Recipe, *, timing: bool = True) -> Cost:
-    """Check the data and the model, count tokens, and (with ``timing``) measure this machine for a few seconds.
+def estimate(recipe: Recipe) -> Cost:
+    """Check the data and the model and count tokens.
 
     Raises:
         RegrowError: What `regrow run` would stop at, as far as it can be seen without running it.
@@ -108,7 +115,7 @@ def estimate(recipe: Recipe, *, timing: bool = True) -> Cost:
     weights = sum(p.stat().st_size for p in model.path.glob("*.safetensors"))
     saved = weights * (len(arms) if recipe.train.method == "full" else 0.1 * len(arms))
     checkpoint = 3 * weights if recipe.train.method == "full" else 0.1 * weights
-    cost = Cost(
+    return Cost(
         rows=len(train),
         heldout=len(heldout),
         dropped=read.dropped,
@@ -120,14 +127,16 @@ def estimate(recipe: Recipe, *, timing: bool = True) -> Cost:
         disk_bytes=int(saved + checkpoint + grown * 40),
         disk_free=shutil.disk_usage(Path.cwd()).free,
     )
-    if timing:
-        _time(recipe, model, cost)
-    return cost
 
 
-def _time(recipe: Recipe, model: ResolvedModel, cost: Cost) -> None:
-    from regrow.models.load import load_model
+def measure(recipe: Recipe, cost: Cost) -> None:
+    """Measure this machine for a few seconds and fill in ``cost.speeds``, ``seconds``, ``engine`` and ``load``."""
+    import psutil
 
+    from regrow.models.load import load_model, resolve_config
+
+    model = resolve_config(recipe.model)
+    cost.load = psutil.cpu_percent(interval=0.3) / 100
     loaded = load_model(model.path)
     cost.speeds["train"] = _train_speed(loaded)
     cost.speeds["score"] = _score_speed(loaded)

@@ -109,8 +109,9 @@ class _Chain:
         if "interpolate" in (recipe.arms or []):
             trained["interpolate"] = self.interpolate(models["sft"], trained["sft"])
             models["interpolate"] = trained["interpolate"].path / "model"
+        home = run.path.resolve()  # so that a run that is moved still finds its models
         run.manifest["models"] = {
-            arm: str(path.relative_to(run.path)) if path.is_relative_to(run.path) else str(path)
+            arm: str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
             for arm, path in models.items()
         }
         run.save()

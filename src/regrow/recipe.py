@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,17 +138,21 @@ def _override(data: dict[str, Any], item: str) -> tuple[str, ...]:
             where="--set",
             hint="for example --set mix.replay_ratio=0.2",
         )
-    path = tuple(key.strip().split("."))
+    try:
+        return _put(data, key.strip(), yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"the value of '{key}' is not valid YAML: {value}", where="--set") from error
+
+
+def _put(data: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
+    path = tuple(key.split("."))
     spot = data
     for name in path[:-1]:
         inner = spot.setdefault(name, {})
         if not isinstance(inner, dict):
             raise RecipeError(f"'{name}' in '{key}' is a value, not a section", where="--set")
         spot = inner
-    try:
-        spot[path[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value of '{key}' is not valid YAML: {value}", where="--set") from error
+    spot[path[-1]] = value
     return path
 
 
@@ -184,7 +188,7 @@ def _explain(
     # A key that was put where the name of its variable belongs must not be printed.
     secret = loc[-1:] == ("api_key_env",)
     if place in sets:
-        where = f"--set {sets[place].partition('=')[0] if secret else sets[place]}"
+        where = sets[place].partition("=")[0] if secret else sets[place]
     elif place in lines:
         where = f"{file}:{lines[place]}: {'.'.join(place)}"
     else:
@@ -205,21 +209,24 @@ def _explain(
     )
 
 
-def parse_recipe(text: str, *, file: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """Make a recipe of YAML text and ``a.b=c`` overrides.
+def parse_recipe(
+    text: str, *, file: str = "recipe", overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Make a recipe of YAML text, ``options`` (``{"mix.replay_ratio": 0.2}``) and ``a.b=c`` overrides, the last first.
 
     Raises:
         RecipeError: Names the file, line and field (or the override) and what is wrong with it.
     """
     data, lines = _parse(text, file)
-    sets = {_override(data, item): item for item in overrides}
+    sets = {_put(data, key, value): key for key, value in (options or {}).items()}
+    sets |= {_override(data, item): f"--set {item}" for item in overrides}
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise _explain(error, file, lines, sets) from error
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe file; see `parse_recipe`. A relative ``data.path`` stays relative to the working directory."""
     path = Path(path)
     try:
@@ -228,7 +235,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"not UTF-8 text (byte {error.start})", where=str(path)) from error
     except OSError as error:
         raise RecipeError(error.strerror or str(error), where=str(path), hint="`regrow init` writes one") from error
-    return parse_recipe(text, file=str(path), overrides=overrides)
+    return parse_recipe(text, file=str(path), overrides=overrides, options=options)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -236,25 +243,43 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-def commented_recipe(model: str = "smollm2", data: str = "data.jsonl") -> str:
-    """A recipe with every key, its default and what it does, for `regrow init`."""
+MARKS = """[P] the paper's value; [C] the released code's; [M] recalled, not looked up; [G] our own choice"""
+"""Where a default comes from, as its description says it."""
+
+MAIN_KEYS = (
+    *("seed", "compare", "model.model_name_or_path"),
+    *("data.path", "data.format", "data.columns", "data.test_size"),
+    *("grow.engine", "grow.shape", "grow.turns", "grow.topics", "grow.tokens"),
+    *("mix.replay_ratio", "train.method", "train.replay_loss", "train.learning_rate", "train.num_train_epochs"),
+    *("train.max_length", "train.per_device_train_batch_size", "train.gradient_accumulation_steps"),
+    *("evaluate.suites", "evaluate.n_facts"),
+)
+"""What `regrow init` shows unless it is asked for all: what a first run of one's own decides."""
+
+
+def commented_recipe(model: str = "smollm2", data: str = "data.jsonl", *, every: bool = False) -> str:
+    """A recipe with the main keys (or ``every`` key), their defaults and what they do, for `regrow init`."""
     values = Recipe.model_validate({"model": {"model_name_or_path": model}, "data": {"path": data}})
+    shown = "Every key is shown with its default" if every else "The main keys are shown with their defaults"
+    more = "" if every else "# All others: regrow init --all, or docs/reference/recipe.md.\n"
     head = (
-        "# A Regrow recipe. Every key is shown with its default; delete what you do not change.\n"
-        "# Run it: regrow run THIS_FILE\n"
+        f"# A Regrow recipe. {shown}; delete what you do not change.\n{more}"
+        f"# Marks: {MARKS}.\n# Check it: regrow validate THIS_FILE   Run it: regrow run THIS_FILE\n"
     )
-    return head + "\n" + "\n".join(_commented(values, 0)) + "\n"
+    return head + "\n" + "\n".join(_commented(values, 0, None if every else MAIN_KEYS)) + "\n"
 
 
-def _commented(section: BaseModel, depth: int) -> list[str]:
+def _commented(section: BaseModel, depth: int, only: Sequence[str] | None, path: str = "") -> list[str]:
     pad = "  " * depth
     out: list[str] = []
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            doc = (type(value).__doc__ or "").strip().split("\n")[0]
-            out += ["", f"{pad}# {doc}", f"{pad}{name}:"] if depth == 0 else [f"{pad}# {doc}", f"{pad}{name}:"]
-            out += _commented(value, depth + 1)
+            if inner := _commented(value, depth + 1, only, f"{path}{name}."):
+                doc = (type(value).__doc__ or "").strip().split("\n")[0]
+                out += [*([""] if depth == 0 else []), f"{pad}# {doc}", f"{pad}{name}:", *inner]
+            continue
+        if only is not None and f"{path}{name}" not in only:
             continue
         for line in (info.description or "").strip().split("\n"):
             if line:

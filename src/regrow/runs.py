@@ -18,13 +18,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from regrow.errors import RunError
+from regrow.errors import RegrowError, RunError
 from regrow.progress import event_sink, note
 
 Resume = Literal["auto", "always", "never"]
@@ -296,6 +296,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
+def finished_models(folder: Path) -> dict[str, Path]:
+    """Arm -> model folder of a run whose training is done, the base first.
+
+    Raises:
+        RunError: Not a run folder, or nothing in it is trained yet.
+    """
+    models = {arm: folder / place for arm, place in read_manifest(folder).get("models", {}).items()}
+    if not models:
+        raise RunError("this run has no finished model yet", where=str(folder),
+                       hint="the command that started it, given again, continues it")  # fmt: skip
+    return models
+
+
 @contextmanager
 def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
     """Open (or create) a run directory and hold its lock.
@@ -326,6 +339,7 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
         )
     if not is_run and resume == "always":
         raise RunError("there is no run to resume", where=str(path), hint="use --resume auto to start one")
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path / LOCK)
@@ -338,6 +352,7 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
         ) from error
     except OSError as error:
         raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    undone = False
     try:
         _write_json(path / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
         if is_run:
@@ -346,11 +361,31 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
             manifest = {"format": FORMAT, "created": time.strftime("%F %T"), "versions": versions(), "stages": {}}
         run = Run(path, manifest, resume)
         run.save()
-        with event_sink(run.event):
-            yield run
+        try:
+            with event_sink(run.event):
+                yield run
+        except RegrowError:
+            if not is_run and all(s["status"] != "done" for s in run.manifest["stages"].values()):
+                _undo(path, run)
+                undone = True
+            raise
     finally:
         (path / OWNER).unlink(missing_ok=True)
+        if undone:
+            (path / LOCK).unlink(missing_ok=True)
         lock.release()
+        if undone and new:
+            with suppress(OSError):  # something else lies there by now
+                path.rmdir()
+
+
+def _undo(path: Path, run: Run) -> None:
+    """Take back a run that ended at an error of the user's before any stage was done: half a run helps nobody, and
+    its folder would only be in the way. Nothing is removed that the run did not make itself."""
+    for stage in run.manifest["stages"]:
+        shutil.rmtree(path / stage, ignore_errors=True)
+    for name in (MANIFEST, "recipe.yaml", "events.jsonl"):
+        (path / name).unlink(missing_ok=True)
 
 
 def _owner(path: Path) -> str:

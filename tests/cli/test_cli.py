@@ -64,6 +64,12 @@ def test_every_probe_explains_itself(probe):
     assert done.returncode == 0 and "Usage" in done.stdout and "--resume" in done.stdout
 
 
+def test_the_version():
+    from regrow import __version__
+
+    assert regrow("--version").stdout == f"regrow {__version__}\n"
+
+
 def test_wrong_usage_is_exit_code_1_not_2():
     assert regrow("tune").returncode == 1
     assert regrow("nonsense").returncode == 1
@@ -82,6 +88,8 @@ def test_init_writes_once_and_validates_its_own_output(tmp_path):
         (["tune", "./no-model", "d.jsonl"], "no-model"),
         (["tune", "smollm2", "d.jsonl", "--replay-ratio", "1.5"], "mix.replay_ratio"),
         (["tune", "smollm2", "d.jsonl", "--resume", "perhaps"], "--resume"),
+        (["tune", "smollm2", "d.jsonl", "--replay-ratio", "1.5"], "error: mix.replay_ratio: "),
+        (["tune", "smollm2", "gone.jsonl"], "starts where the command runs: /"),
         (["run", "none.yaml"], "none.yaml"),
         (["report", "nowhere"], "nowhere"),
         (["export", "nowhere", "--to", "csv", "-o", "x"], "csv"),
@@ -130,7 +138,14 @@ def test_validate_finds_what_run_would_stop_at(tiny_model_dir, tmp_path):
     with (tmp_path / "d.jsonl").open("a") as f:
         f.write('{"question": "and this?", "answer": ""}\n')
     done = regrow("validate", recipe, "--no-timing", cwd=tmp_path)
-    assert done.returncode == 1 and "d.jsonl:41" in done.stderr
+    assert done.returncode == 1 and "d.jsonl:41" in done.stderr and "'answer' is empty" in done.stderr
+    (tmp_path / "d.jsonl").write_text("".join(f'{{"ask": "a {i}", "reply": "b"}}\n' for i in range(20)))
+    done = regrow("validate", recipe, "--no-timing", cwd=tmp_path)
+    assert "--set data.columns.query=YOUR_COLUMN --set data.columns.response=YOUR_COLUMN" in done.stderr
+    named = ["--set", "data.columns.query=ask", "--set", "data.columns.response=reply"]
+    assert regrow("validate", recipe, "--no-timing", *named, cwd=tmp_path).returncode == 0
+    done = regrow("run", recipe, "-o", "half", cwd=tmp_path)
+    assert done.returncode == 1 and not (tmp_path / "half").exists(), "nothing half-written"
 
 
 def test_eval_compares_two_models(tiny_model_dir, tmp_path):

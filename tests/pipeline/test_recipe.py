@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.errors import RecipeError
-from regrow.recipe import Recipe, commented_recipe, dump_recipe, load_recipe, parse_recipe
+from regrow.recipe import MAIN_KEYS, Recipe, commented_recipe, dump_recipe, load_recipe, parse_recipe
 
 
 def test_a_typo_is_named_with_file_line_and_the_right_word():
@@ -87,7 +87,7 @@ def test_arms_that_cannot_be_made(text: str, said: str):
 
 
 def test_the_commented_recipe_has_every_key_and_is_valid():
-    text = commented_recipe("smollm2", "mine.jsonl")
+    text = commented_recipe("smollm2", "mine.jsonl", every=True)
     recipe = parse_recipe(text)
     assert recipe.data.path == "mine.jsonl"
     defaults = Recipe().model_dump(mode="json")
@@ -101,6 +101,16 @@ def test_the_commented_recipe_has_every_key_and_is_valid():
     assert keys(defaults) <= keys(written)
     described = [line for line in text.split("\n") if line.strip().startswith("#")]
     assert len(described) > 60
+
+
+def test_the_short_recipe_has_the_main_keys_and_changes_nothing():
+    text = commented_recipe("smollm2", "mine.jsonl")
+    assert parse_recipe(text) == parse_recipe(commented_recipe("smollm2", "mine.jsonl", every=True))
+    written = yaml.safe_load(text)
+    for key in MAIN_KEYS:
+        section, _, name = key.rpartition(".")
+        assert name in (written[section] if section else written), key
+    assert len(text.splitlines()) < 90 and "probe" not in written
 
 
 def test_every_recipe_key_has_a_description():

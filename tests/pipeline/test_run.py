@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,12 @@ def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory):
     ]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
     recipe = parse_recipe(RECIPE.format(model=tiny_model_dir, data=data))
-    return recipe, run(recipe, folder / "run")
+    here = Path.cwd()
+    try:
+        os.chdir(folder)  # as most people do, with a relative folder
+        return recipe, replace(run(recipe, "run"), path=folder / "run", report=folder / "run/report.html")
+    finally:
+        os.chdir(here)
 
 
 def test_the_run_leaves_models_results_and_a_page(finished):
@@ -69,6 +75,7 @@ def test_the_run_leaves_models_results_and_a_page(finished):
     manifest = read_manifest(result.path)
     assert [s for s in STAGES if manifest["stages"][s]["status"] != "done"] == []
     assert set(result.models) == {"base", "sft", "regrow"}
+    assert manifest["models"]["regrow"] == "train/regrow/model"
     model = AutoModelForCausalLM.from_pretrained(result.models["regrow"])
     tokenizer = AutoTokenizer.from_pretrained(result.models["regrow"])
     assert tokenizer.chat_template and model.config.model_type == "llama"
@@ -242,13 +249,14 @@ def test_kill_9_at_random_moments_changes_nothing(finished, tmp_path):
     assert comparable(out) == comparable(result.path)
 
 
-def test_ctrl_c_says_how_to_go_on(recipe_text, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on(recipe_text, tmp_path, how):
     file = tmp_path / "recipe.yaml"
     file.write_text(recipe_text)
     out = tmp_path / "run"
     child = subprocess.Popen(command(file, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out / "data/train.jsonl").exists() and child.poll() is None:
         time.sleep(0.05)
-    os.kill(child.pid, signal.SIGINT)
+    os.kill(child.pid, how)
     _, said = child.communicate(timeout=120)
     assert child.returncode == 130 and "the same command continues" in said and "Traceback" not in said

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from regrow.errors import RunError
-from regrow.runs import flatten, open_run, read_manifest
+from regrow.errors import DataError, RunError
+from regrow.runs import finished_models, flatten, open_run, read_manifest
 
 
 def write(text: str):
@@ -43,6 +43,51 @@ def test_changed_inputs_redo_the_stage_and_name_the_key(tmp_path, capsys):
         run.stage("grow", {"mix": {"replay_ratio": 0.3}}, write("new"))
     assert "mix.replay_ratio: 0.2 -> 0.3" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "r/grow").iterdir()] == ["out.txt"]
+
+
+def test_hashes_are_not_shown_and_a_kept_file_outlives_changed_inputs(tmp_path, capsys):
+    def work(folder: Path) -> dict:
+        with (folder / "scores.jsonl").open("a") as f:
+            f.write("x")
+        (folder / "other").write_text("y")
+        return {}
+
+    for digest in ("a" * 64, "b" * 64):
+        with open_run(tmp_path / "r") as run:
+            run.stage("eval", {"file": {"d.jsonl": digest}}, work, keep=["scores.jsonl"])
+    said = capsys.readouterr().err
+    assert "file.d.jsonl changed" in said and "aaaa" not in said
+    assert (tmp_path / "r/eval/scores.jsonl").read_text() == "xx"
+
+
+def test_a_run_moved_elsewhere_still_finds_its_models(tmp_path):
+    with open_run(tmp_path / "r") as run:
+        with pytest.raises(RunError, match="no finished model yet"):
+            finished_models(run.path)
+        run.manifest["models"] = {"base": "/somewhere/base", "regrow": "train/regrow/model"}
+        run.save()
+    (tmp_path / "r").rename(tmp_path / "moved")
+    found = finished_models(tmp_path / "moved")
+    assert found == {"base": Path("/somewhere/base"), "regrow": tmp_path / "moved/train/regrow/model"}
+
+
+def test_an_error_before_anything_is_done_leaves_nothing(tmp_path):
+    def bad(_: Path) -> dict:
+        raise DataError("broken", where="d.jsonl:3")
+
+    for folder in (tmp_path / "new", tmp_path / "there"):
+        if folder.name == "there":
+            folder.mkdir()
+        with pytest.raises(DataError), open_run(folder) as run:
+            run.stage("data", {}, bad)
+    assert not (tmp_path / "new").exists() and list((tmp_path / "there").iterdir()) == []
+    with open_run(tmp_path / "new") as run:
+        run.stage("data", {}, lambda folder: {})
+        with pytest.raises(DataError):
+            run.stage("more", {}, bad)
+    with pytest.raises(DataError), open_run(tmp_path / "new") as run:
+        run.stage("more", {}, bad)
+    assert read_manifest(tmp_path / "new")["stages"]["data"]["status"] == "done"
 
 
 def test_resume_always_refuses_changed_inputs(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import Annotated
 
 import typer
 
@@ -12,7 +14,7 @@ STOPPED = 130
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 ok, 1 error (wrong usage included), 2 a gate failed, 130 stopped by Ctrl-C."""
+    """Entry point. Exit code: 0 ok, 1 error (wrong usage, too), 2 a gate failed, 130 stopped (SIGINT, SIGTERM)."""
     sys.exit(_run())
 
 
@@ -44,12 +46,33 @@ def build_app() -> typer.Typer:
         "`regrow tune MODEL DATA` grows replay data out of the model, mixes it into your data, trains, "
         "and writes a page that shows what was gained and what was kept.",
     )
+
+    @app.callback()
+    def _options(
+        version: Annotated[
+            bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and stop.")
+        ] = False,
+    ) -> None: ...
+
     for module in (tune, recipe, probe, grow, serve, data, train, evaluate, gate, report, chat, merge, export, env):
         module.register(app)
     return app
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from regrow import __version__
+
+        print(f"regrow {__version__}")
+        raise typer.Exit
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def _run() -> int:
+    signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's way to stop: the same care and words as for Ctrl-C
     try:
         result = build_app()(standalone_mode=False)
         if result == STOPPED:  # the library turns Ctrl-C into this value

@@ -34,13 +34,12 @@ def settings(file: Path | None, sets: list[str] | None, **direct: Any) -> Recipe
 
     Options that are None were not given and change nothing.
     """
-    import json
-
     from regrow.recipe import load_recipe, parse_recipe
 
-    given = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in direct.items() if value is not None]
-    overrides = [*given, *(sets or [])]
-    return load_recipe(file, overrides) if file else parse_recipe("", overrides=overrides)
+    options = {key.replace("__", "."): value for key, value in direct.items() if value is not None}
+    if file:
+        return load_recipe(file, sets or [], options)
+    return parse_recipe("", overrides=sets or [], options=options)
 
 
 def resume_mode(value: str) -> Any:

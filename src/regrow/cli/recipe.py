@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,16 +21,17 @@ def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
     model: Annotated[str, typer.Option(help="Filled in as the model.")] = "smollm2",
     data: Annotated[str, typer.Option(help="Filled in as the data.")] = "data.jsonl",
+    all_: Annotated[bool, typer.Option("--all", help="Show every key, not only the main ones.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a commented recipe with every key and its default."""
+    """Write a commented recipe: the main keys with their defaults, or all of them."""
     from regrow.errors import RecipeError
     from regrow.recipe import commented_recipe
     from regrow.rows.writers import atomic_write_text
 
     if path.exists() and not force:
         raise RecipeError("the file exists already", where=str(path), hint="--force overwrites it")
-    atomic_write_text(path, commented_recipe(model, data))
+    atomic_write_text(path, commented_recipe(model, data, every=all_))
     print(f"wrote {path}; next: regrow validate {path}")
 
 
@@ -41,10 +43,16 @@ def validate(
     ] = True,
 ) -> None:
     """Check a recipe and its data, and say what it will cost, before anything is spent."""
-    from regrow.cost import estimate
+    from regrow.cost import estimate, measure
     from regrow.recipe import load_recipe
 
-    print(estimate(load_recipe(path, set_ or []), timing=timing).text())
+    recipe = load_recipe(path, set_ or [])
+    cost = estimate(recipe)
+    print(cost.text(), flush=True)
+    if timing:
+        print("  timing this machine ...", file=sys.stderr, flush=True)
+        measure(recipe, cost)
+        print(cost.times())
 
 
 def run_(

@@ -109,7 +109,9 @@ def _facts(
     with ScoreCache(out / CACHE, reuse) as cache:
         while len(asked) < len(deck) and not _enough(known(asked, records), deck[len(asked) :], cfg.n_facts):
             more = deck[len(asked) : len(asked) + cfg.n_facts]
-            records += measure(arm, more, cfg, cache, label="asking the base what it knows")
+            found = len(known(asked, records))
+            told = f" ({found} of {cfg.n_facts} facts found)" if asked else ""
+            records += measure(arm, more, cfg, cache, label=f"asking the base what it knows{told}")
             asked += more
     chosen = select_known(asked, records, cfg.n_facts, seed=seed)
     if not chosen:

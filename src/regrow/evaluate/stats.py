@@ -94,7 +94,7 @@ def paired_difference(
 
 
 def sign_flip_p(differences: npt.ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of paired differences by Fisher's randomisation test (The Design of Experiments, 1935, ch. 21).
+    """Two-sided p-value of paired differences by Fisher's randomisation test (The Design of Experiments, 1935, §21).
 
     If nothing changed, each item's difference is as likely to have the other sign. All ``2^n`` signs are tried where
     there are no more than ``resamples``, else that many are drawn and the observed ones counted among them. Unlike a

@@ -165,10 +165,11 @@ def _alpaca(record: Mapping[str, Any], root: Path | None) -> Parsed:
 
 
 def _pair(question: object, answer: object, q: str, a: str) -> list[Message]:
-    return [
-        {"role": "user", "content": require_text(question, q)},
-        {"role": "assistant", "content": require_text(answer, a)},
-    ]
+    asked, answered = require_text(question, q), require_text(answer, a)
+    for text, name, label in ((asked, q, "empty question"), (answered, a, "empty answer")):
+        if not text.strip():
+            raise BadRow(label, f"{name} is empty")
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
 
 
 def _question_answer(q: str, a: str) -> Callable[[Mapping[str, Any], Path | None], Parsed]:
@@ -225,8 +226,8 @@ def wrong_columns(columns: Iterable[str], wanted: Format | None = None) -> BadRo
         if wanted
         else f"no known format; the closest is {closest.name!r}, which needs"
     )
-    renames = ", ".join(f"{c!r}: <your column>" for c in missing)
-    hint = f"Rename with columns={{{renames}}}. Known formats: {', '.join(FORMATS)}."
+    renames = " ".join(f"--set data.columns.{c}=YOUR_COLUMN" for c in missing)
+    hint = f"Name yours: {renames} (in Python columns={{...}}). Known formats: {', '.join(FORMATS)}."
     if {"chosen", "rejected"} <= set(have):
         hint = "This looks like preference data; for supervised fine-tuning give the chosen answers only."
     return BadRow("wrong columns", f"{found}; {asked} {', '.join(repr(c) for c in closest.required)}", hint)

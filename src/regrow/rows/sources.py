@@ -54,9 +54,10 @@ def find_files(path: Path) -> list[Path]:
             )
         return [path]
     if not path.is_dir():
-        raise DataError(
-            "no such file or folder" if not path.exists() else "neither a file nor a folder", where=str(path)
-        )
+        if path.exists():
+            raise DataError("neither a file nor a folder", where=str(path))
+        hint = "" if path.is_absolute() else f"A relative path starts where the command runs: {path.absolute()}."
+        raise DataError("no such file or folder", where=str(path), hint=hint or None)
     found = []
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
