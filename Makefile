@@ -23,14 +23,21 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 install: $(VENV)/.installed
 
 # torch goes first and alone: a later package must find it and not ask for the newest build.
-$(VENV)/.installed: pyproject.toml constraints/cpu.txt
+$(VENV)/.torch: constraints/cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(PIP) torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[dev]'
 	touch $@
 
-demo: install
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) -e '.[demo]'
+	touch $@
+
+demo: $(VENV)/.demo
 	$(BIN)/regrow demo -o runs/demo
 
 test: install

@@ -18,7 +18,8 @@ def models_of(folder: Path, arms: Sequence[str] | None = None) -> dict[str, Path
     if not (folder / MANIFEST).is_file():
         return {folder.name: folder}
     known = finished_models(folder)
-    wanted = list(arms) if arms else [a for a in ("base", "regrow") if a in known] or list(known)
+    usual = [arm for arm in known if arm in ("base", "regrow")]
+    wanted = list(arms or usual or known)
     missing = [a for a in wanted if a not in known]
     if missing:
         raise RunError(f"no arm '{missing[0]}' in this run", where=str(folder), hint=f"it has: {', '.join(known)}")

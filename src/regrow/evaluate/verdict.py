@@ -87,7 +87,8 @@ def learned(results: dict[str, Any], arm: str) -> str:
 
 
 def _negligible(results: dict[str, Any], gain: dict[str, Any]) -> bool:
-    return results["suites"][gain["suite"]]["unit"] == "nats" and max(abs(v) for v in gain["ci"]) < LEAST_GAIN
+    unit = results["suites"][gain["suite"]]["unit"]
+    return bool(unit == "nats" and max(abs(v) for v in gain["ci"]) < LEAST_GAIN)
 
 
 def _kept(results: dict[str, Any], arm: str) -> list[str]:
