@@ -85,16 +85,19 @@ def test_the_default_weights_stay_near_the_model(smollm2, reference, prompt):
 
 
 def test_the_batch_does_not_change_a_request(exact, prompt):
-    """Rounding could flip a token; at these sizes and seeds it does not."""
+    """But for rounding: a number drawn just where two tokens meet takes either, once in hundreds of tokens. Were the
+    randomness not the request's own, nearly all completions would differ."""
     assert isinstance(exact, Engine)
     asked = [Request(f"{i}", (*prompt, i + 40), 1 + i % 3, 100 + i, SampleParams(12)) for i in range(10)]
     together = dict(exact.sample(asked))
     backwards = dict(exact.sample(asked[::-1]))
+    differ = 0
     for i, request in enumerate(asked):
         alone = dict(exact.sample([request]))[0]
-        ids = [c.token_ids for c in alone]
-        assert ids == [c.token_ids for c in together[i]] == [c.token_ids for c in backwards[9 - i]]
-        assert len(ids) == request.n
+        assert len(alone) == len(together[i]) == len(backwards[9 - i]) == request.n
+        for three in zip(alone, together[i], backwards[9 - i], strict=True):
+            differ += len({tuple(c.token_ids) for c in three}) > 1
+    assert differ <= 1, f"{differ} of {sum(r.n for r in asked)} completions"
 
 
 def test_stop_tokens_and_stop_strings(exact, prompt):
