@@ -42,7 +42,7 @@ demo: $(VENV)/.demo
 
 test: install
 	$(PYTEST) -m "not slow" --cov --cov-report=
-	@$(BIN)/python -m coverage combine --quiet --keep 2>/dev/null; $(BIN)/python -m coverage report | tail -n 1
+	@echo "coverage: $$($(BIN)/python -m coverage report --format=total) % of lines and branches"
 
 test-all: install
 	$(PIP) -e '.[ray]'
