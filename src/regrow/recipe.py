@@ -139,9 +139,10 @@ def _override(data: dict[str, Any], item: str) -> tuple[str, ...]:
             hint="for example --set mix.replay_ratio=0.2",
         )
     try:
-        return _put(data, key.strip(), yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value of '{key}' is not valid YAML: {value}", where="--set") from error
+        found = read_value(value)
+    except RecipeError as error:
+        raise RecipeError(f"the value of '{key}' is {error.message}: {value[:200]}", where="--set") from error
+    return _put(data, key.strip(), found)
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
@@ -154,6 +155,21 @@ def _put(data: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
         spot = inner
     spot[path[-1]] = value
     return path
+
+
+def read_value(text: str) -> Any:
+    """One value of a recipe in YAML, as ``--set`` takes it.
+
+    Raises:
+        RecipeError: Not YAML, or YAML that expands to more than `MAX_NODES` values.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _size(root, {}) > MAX_NODES:
+            raise RecipeError(f"longer than {MAX_NODES:,} values")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RecipeError("not valid YAML") from error
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:

@@ -33,6 +33,7 @@ FORMAT = "regrow-run/1"
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 OWNER = ".owner.json"
+EVENTS = "events.jsonl"
 HASH_WHOLE_BELOW = 64 * 2**20
 """Outputs below this size are re-hashed before they are reused; larger ones (weights) are checked by size."""
 
@@ -111,7 +112,7 @@ class Run:
         """Append one line to ``events.jsonl``. A watcher's convenience: a failed write never stops the run."""
         line = json.dumps({"time": round(time.time(), 3), "kind": kind, **data}, ensure_ascii=False, default=str)
         try:
-            with (self.path / "events.jsonl").open("a", encoding="utf-8") as f:
+            with (self.path / EVENTS).open("a", encoding="utf-8") as f:
                 f.write(line + "\n")
         except OSError as error:
             print(f"events.jsonl could not be written: {error}", file=sys.stderr)
@@ -327,7 +328,7 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
     if path.exists() and not path.is_dir():
         raise RunError("this is a file, a folder is needed", where=str(path))
     is_run = (path / MANIFEST).is_file()
-    ours = {LOCK, OWNER, "events.jsonl", f".{MANIFEST}.tmp"}
+    ours = {LOCK, OWNER, EVENTS, f".{MANIFEST}.tmp"}
     occupied = path.is_dir() and any(p.name not in ours for p in path.iterdir())
     if occupied and not is_run:
         raise RunError(
@@ -346,7 +347,7 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(
-            f"another process works on this run{_owner(path)}",
+            f"another process works on this run{_told(_read_owner(path))}",
             where=str(path),
             hint="wait for it, or use another folder",
         ) from error
@@ -359,6 +360,7 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
             manifest = read_manifest(path)
         else:
             manifest = {"format": FORMAT, "created": time.strftime("%F %T"), "versions": versions(), "stages": {}}
+        _end_last_line(path / EVENTS)
         run = Run(path, manifest, resume)
         run.save()
         try:
@@ -388,9 +390,61 @@ def _undo(path: Path, run: Run) -> None:
         (path / name).unlink(missing_ok=True)
 
 
-def _owner(path: Path) -> str:
+def _end_last_line(path: Path) -> None:
+    """A line that a kill cut off must not swallow the next one."""
     try:
-        owner = json.loads((path / OWNER).read_text(encoding="utf-8"))
-        return f" (process {owner['pid']} on {owner['host']} since {owner['since']})"
+        with path.open("rb+") as f:
+            if f.seek(0, os.SEEK_END) and (f.seek(-1, os.SEEK_END), f.read(1))[1] != b"\n":
+                f.write(b"\n")
+    except OSError:
+        return  # not there yet, or a disk that `Run.event` will complain about
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that works on a run."""
+
+    pid: int
+    host: str
+    since: str
+
+    @property
+    def here(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.host == socket.gethostname()
+
+
+def owner(path: Path) -> Owner | None:
+    """Who works on a run, or None when nobody does: a killed process leaves its name behind, but not its lock.
+
+    A process on another machine, whose lock cannot be seen from here, counts as at work.
+    """
+    found = _read_owner(path)
+    return None if found is None or (found.here and not _locked(path)) else found
+
+
+def _read_owner(path: Path) -> Owner | None:
+    try:
+        told = json.loads((path / OWNER).read_text(encoding="utf-8"))
+        return Owner(int(told["pid"]), str(told["host"]), str(told["since"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
+
+
+def _locked(path: Path) -> bool:
+    """Whether the run's lock is held. Tried with a shared lock, given back at once: the number of a process that died
+    may be another's by now, the kernel's lock dies with its holder."""
+    import fcntl
+
+    try:
+        with (path / LOCK).open("rb") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _told(found: Owner | None) -> str:
+    return f" (process {found.pid} on {found.host} since {found.since})" if found else ""

@@ -35,6 +35,7 @@ def build_app() -> typer.Typer:
         serve,
         train,
         tune,
+        ui,
     )
 
     app = typer.Typer(
@@ -54,7 +55,8 @@ def build_app() -> typer.Typer:
         ] = False,
     ) -> None: ...
 
-    for module in (tune, recipe, probe, grow, serve, data, train, evaluate, gate, report, chat, merge, export, env):
+    modules = (tune, recipe, probe, grow, serve, data, train, evaluate, gate, report, ui, chat, merge, export, env)
+    for module in modules:
         module.register(app)
     return app
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.text import Text
 from regrow.errors import RunError
 from regrow.report import numbers, sections
 from regrow.report.load import RunData, arm_name, read_json
-from regrow.runs import MANIFEST, OWNER, flatten
+from regrow.runs import MANIFEST, flatten, owner
 
 DEPTH = 2
 """Folders below the given one in which runs are looked for."""
@@ -46,9 +45,13 @@ def find_runs(folder: Path) -> list[RunLine]:
     """
     if not folder.is_dir():
         raise RunError("there is no such folder", where=str(folder), hint="regrow runs FOLDER lists the runs in it")
-    manifests = [m for depth in range(DEPTH + 1) for m in folder.glob("*/" * depth + MANIFEST)]
-    lines = [_line(m.parent, folder) for m in manifests]
+    lines = [_line(path, folder) for path in run_folders(folder)]
     return sorted(lines, key=lambda line: line.created, reverse=True)
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of the runs that `find_runs` finds."""
+    return [m.parent for depth in range(DEPTH + 1) for m in folder.glob("*/" * depth + MANIFEST)]
 
 
 def _line(path: Path, folder: Path) -> RunLine:
@@ -85,18 +88,7 @@ def _state(path: Path, stages: dict[str, Any]) -> str:
     if not open_ and "eval" in stages:
         return "done"
     at = open_[-1] if open_ else (list(stages)[-1] if stages else "start")
-    return f"{'running' if _alive(path) else 'stopped'}: {at}"
-
-
-def _alive(path: Path) -> bool:
-    """Whether the process that owns the run is there. A process on another machine counts as alive."""
-    import psutil  # type: ignore[import-untyped,unused-ignore]
-
-    try:
-        owner = json.loads((path / OWNER).read_text(encoding="utf-8"))
-        return bool(owner["host"] != socket.gethostname() or psutil.pid_exists(int(owner["pid"])))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return f"{'running' if owner(path) else 'stopped'}: {at}"
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""The folder of runs that the page may look into, and nothing outside it."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from regrow.errors import RunError
+from regrow.report.compare import RunLine, find_runs, run_folders
+from regrow.report.items_view import ItemsView, load_items
+from regrow.report.load import RunData, load_run
+from regrow.runs import EVENTS, LOCK, MANIFEST, OWNER, owner
+
+READ = (
+    MANIFEST, OWNER, LOCK, EVENTS, "recipe.yaml", "suites/items.jsonl", "eval/results.json", "eval/records.jsonl",
+    "corpus/curate.json", "corpus/dropped.jsonl", "corpus/nodes.parquet", "corpus/dialogues.parquet",
+    "grow/nodes.parquet", "grow/nodes.sqlite", "mix/*/mix.json", "train/*/log.jsonl",
+)  # fmt: skip
+"""All files of a run that the page reads; none of them may be a link to somewhere else."""
+LIVE = (OWNER, LOCK, EVENTS, "grow/nodes.sqlite")
+"""Those that change all the time and do not stand in what `RunsFolder.data` gives."""
+KEPT_RUNS = 8
+T = TypeVar("T")
+ALL_ITEMS = 2**40
+"""Bytes of items to load: the page asks for a few at a time, so that there is no need to leave any out."""
+
+
+class RunsFolder:
+    """Runs by name. A name is a path below the folder, ``.`` the folder itself."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise RunError("there is no such folder", where=str(root), hint="regrow ui FOLDER shows the runs in it")
+        self.root = root.resolve()
+        self._listed: tuple[Any, list[RunLine]] = (None, [])
+        self._data: _Newest[RunData] = _Newest()
+        self._items: _Newest[ItemsView] = _Newest()
+
+    def name(self, path: Path) -> str:
+        """The name of a run."""
+        return path.relative_to(self.root).as_posix()
+
+    def place(self, name: str) -> Path:
+        """Where a run of this name is or would be; links are followed first.
+
+        Raises:
+            RunError: That is outside the folder.
+        """
+        try:
+            path = (self.root / name).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links, a name that is too long
+            raise RunError("this is not the name of a run", hint="choose one of the list") from error
+        if not path.is_relative_to(self.root):
+            raise RunError("this lies outside the folder of runs", hint="start `regrow ui` with the folder it is in")
+        return path
+
+    def run(self, name: str) -> Path:
+        """The folder of the run of this name.
+
+        Raises:
+            RunError: There is none, or it or a file in it lies outside the folder of runs.
+        """
+        path = self.place(name)
+        if not name or not (path / MANIFEST).is_file():
+            raise RunError("there is no such run", where=name, hint="it may have been moved or removed")
+        for pattern in READ:
+            for file in path.glob(pattern):
+                if not file.resolve().is_relative_to(self.root):
+                    raise RunError(
+                        "a file of this run is a link to outside the folder of runs", where=f"{name}/{pattern}"
+                    )
+        return path
+
+    def runs(self) -> list[RunLine]:
+        """All runs, newest first; links to outside the folder are left out. Read again when one of them changed."""
+        version = tuple(
+            (path, owner(path), _stat(path / MANIFEST), _stat(path / "eval/results.json"))
+            for path in run_folders(self.root)
+        )
+        if version != self._listed[0]:
+            found = [line for line in find_runs(self.root) if line.path.resolve().is_relative_to(self.root)]
+            self._listed = (version, found)
+        return self._listed[1]
+
+    def data(self, name: str) -> RunData:
+        """A run as the report sees it, read again when a file of it changed."""
+        path = self.run(name)
+        return self._data.get(path, _versions(path), lambda: load_run(path))
+
+    def items(self, name: str) -> ItemsView:
+        """Every evaluated item of a run, in the report's order."""
+        path = self.run(name)
+        versions = _versions(path)
+        run = self._data.get(path, versions, lambda: load_run(path))
+        return self._items.get(path, versions, lambda: load_items(run, max_bytes=ALL_ITEMS))
+
+
+def _versions(path: Path) -> tuple[Any, ...]:
+    """Changes whenever a file that is read changes."""
+    files = (f for pattern in READ if pattern not in LIVE for f in sorted(path.glob(pattern)))
+    return tuple((str(f), _stat(f)) for f in files)
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+class _Newest(Generic[T]):
+    """The last few values, one a run, each with the version of the files it was made from."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[Path, tuple[Any, T]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path, version: Any, make: Callable[[], T]) -> T:
+        with self._lock:
+            held = self._held.get(path)
+            if held is not None and held[0] == version:
+                self._held.move_to_end(path)
+                return held[1]
+        value = make()
+        with self._lock:
+            self._held[path] = (version, value)
+            self._held.move_to_end(path)
+            while len(self._held) > KEPT_RUNS:
+                self._held.popitem(last=False)
+        return value
