@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from regrow.errors import RunError
@@ -70,11 +71,18 @@ def test_a_run_is_running_while_its_process_lives(folder: Path) -> None:
     def state() -> str:
         return next(line.state for line in find_runs(folder) if line.name == "early")
 
+    def tell(host: str) -> None:
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": host, "since": "2026-11-21 07:00:00"}))
+
     assert state() == "stopped: eval"
-    owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-    assert state() == "running: eval"
-    owner.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname()}))
-    assert state() == "stopped: eval", "its process was killed"
+    with FileLock(run / ".lock"):
+        tell(socket.gethostname())
+        assert state() == "running: eval"
+    assert state() == "stopped: eval", (
+        "a process of this number is there, but the lock died with the one that is meant"
+    )
+    tell("another machine")
+    assert state() == "running: eval", "its lock cannot be seen from here"
 
 
 def test_every_suite_of_a_run(folder: Path) -> None:
