@@ -78,9 +78,7 @@ def test_a_run_is_running_while_its_process_lives(folder: Path) -> None:
     with FileLock(run / ".lock"):
         tell(socket.gethostname())
         assert state() == "running: eval"
-    assert state() == "stopped: eval", (
-        "a process of this number is there, but the lock died with the one that is meant"
-    )
+    assert state() == "stopped: eval", "there is such a process, but the lock died with the one that is meant"
     tell("another machine")
     assert state() == "running: eval", "its lock cannot be seen from here"
 

@@ -75,9 +75,8 @@ def holding() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
 
     def start(path: Path) -> subprocess.Popen[bytes]:
         children.append(subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stderr=subprocess.DEVNULL))
-        wait_for(
-            lambda: "holding" in (path / "events.jsonl").read_text() if (path / "events.jsonl").exists() else False
-        )
+        events = path / "events.jsonl"
+        wait_for(lambda: events.exists() and "holding" in events.read_text())
         return children[-1]
 
     yield start

@@ -37,8 +37,9 @@ def server(root: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         assert found, said + process.stderr.read()
         yield found.group(), process
     finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
 
 
 def events(url: str, timeout: float = 60) -> Iterator[tuple[str, Any]]:

@@ -160,7 +160,16 @@ def test_a_run_whose_files_are_links_to_outside_is_refused(runs: Path) -> None:
         assert reply.status_code == 400 and "link to outside" in reply.text and "the secret" not in reply.text
 
 
-@pytest.mark.parametrize("path", ["static/../server.py", "static/..%2fserver.py", "static//etc/passwd", "static/%2e%2e/%2e%2e/runs.py", "%2e%2e/runs.py"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "static/../server.py",
+        "static/..%2fserver.py",
+        "static//etc/passwd",
+        "static/%2e%2e/%2e%2e/runs.py",
+        "%2e%2e/runs.py",
+    ],
+)
 def test_static_files_stay_in_their_folder(runs: Path, path: str) -> None:
     reply = client(runs).get(f"{HOST}/{TOKEN}/{path}")
     assert reply.status_code in (403, 404) and "import" not in reply.text

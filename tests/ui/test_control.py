@@ -92,7 +92,10 @@ def test_only_the_holder_of_the_lock_is_stopped(office: Control, root: Path) -> 
         office.stop("dead")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "-o", "a b", "a\nb", "x" * 81, "é", "\x00"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "-o", "a b", "a\nb", "x" * 81, "é", "\x00"],
+)
 def test_a_name_is_one_plain_folder(office: Control, root: Path, name: str) -> None:
     with pytest.raises(RunError) as caught:
         office.start(name, DEMO)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,21 +16,25 @@ from tests.ui.helpers import HOST, TOKEN, client
 PATHS = sorted({route.path for route in api.routes} | {"/static/app.js", "/static/vendor/uplot.js", "/nothing"})  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.mark.parametrize("prefix", ["", "/", f"/{TOKEN}x", f"/{TOKEN[:-1]}", f"//{TOKEN}", "/%00", "/é"])
-def test_nothing_is_there_without_the_token(runs: Path, path: str, prefix: str) -> None:
-    asks = client(runs)
-    for method in ("GET", "POST", "OPTIONS", "HEAD"):
+def test_nothing_is_there_without_the_token(root: Path, prefix: str) -> None:
+    asks = client(root)
+    for path, method in product(PATHS, ("GET", "POST", "OPTIONS", "HEAD")):
         reply = asks.request(method, f"{HOST}{prefix}{path}", headers={"Content-Type": "application/json"})
         assert reply.status_code == 403, (method, path)
         assert TOKEN not in reply.text
 
 
-def test_the_token_is_compared_in_constant_time(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_compared_in_constant_time(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     compare = secrets.compare_digest
     monkeypatch.setattr(guard.secrets, "compare_digest", lambda a, b: (asked.append((a, b)), compare(a, b))[1])
-    client(runs).get(f"{HOST}/guess/api/runs")
+    client(root).get(f"{HOST}/guess/api/runs")
     assert asked == [(b"guess", TOKEN.encode())]
     assert len({guard.new_token() for _ in range(50)}) == 50 and len(guard.new_token()) >= 43
 
@@ -53,8 +58,8 @@ def test_the_token_is_compared_in_constant_time(runs: Path, monkeypatch: pytest.
         (os.uname().nodename, False, 200),
     ],
 )
-def test_a_name_that_is_not_ours_is_refused(runs: Path, host: str, loopback: bool, status: int) -> None:
-    assert client(runs, loopback=loopback).get("api/runs", headers={"Host": host}).status_code == status
+def test_a_name_that_is_not_ours_is_refused(root: Path, host: str, loopback: bool, status: int) -> None:
+    assert client(root, loopback=loopback).get("api/runs", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -71,26 +76,26 @@ def test_a_name_that_is_not_ours_is_refused(runs: Path, host: str, loopback: boo
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
     ],
 )
-def test_other_pages_may_not_ask(runs: Path, headers: dict[str, str], status: int) -> None:
-    asks = client(runs)
+def test_other_pages_may_not_ask(root: Path, headers: dict[str, str], status: int) -> None:
+    asks = client(root)
     assert asks.get("api/runs", headers=headers).status_code == status
     if status == 403:
         assert asks.post("api/stop", json={"run": "good"}, headers=headers).status_code == 403
 
 
-def test_a_form_of_another_page_cannot_post(runs: Path) -> None:
-    asks = client(runs)
+def test_a_form_of_another_page_cannot_post(root: Path) -> None:
+    asks = client(root)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
         reply = asks.post("api/stop", content=b'{"run": "good"}', headers={"Content-Type": kind})
         assert reply.status_code == 415, kind
-    assert asks.post("api/check", content=b"x" * (guard.MAX_BODY + 1), headers={"Content-Type": "application/json"}).status_code == 413  # fmt: skip
-    unsized = asks.post("api/check", content=iter([b"{}"]), headers={"Content-Type": "application/json"})
-    assert unsized.status_code == 411
+    json = {"Content-Type": "application/json"}
+    assert asks.post("api/check", content=b"x" * (guard.MAX_BODY + 1), headers=json).status_code == 413
+    assert asks.post("api/check", content=iter([b"{}"]), headers=json).status_code == 411
 
 
 @pytest.mark.parametrize("path", ["", "api/runs", "static/app.js", "nothing", "api/run?run=nope"])
-def test_every_answer_carries_the_policy(runs: Path, path: str) -> None:
-    headers = client(runs).get(path).headers
+def test_every_answer_carries_the_policy(root: Path, path: str) -> None:
+    headers = client(root).get(path).headers
     policy = dict(rule.strip().split(" ", 1) for rule in headers["content-security-policy"].split(";"))
     assert policy["default-src"] == "'none'" and policy["frame-ancestors"] == "'none'"
     assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
@@ -100,9 +105,9 @@ def test_every_answer_carries_the_policy(runs: Path, path: str) -> None:
     assert not [name for name in headers if name.startswith("access-control")] and "set-cookie" not in headers
 
 
-def test_no_description_of_the_server_is_served(runs: Path) -> None:
+def test_no_description_of_the_server_is_served(root: Path) -> None:
     for path in ("docs", "redoc", "openapi.json"):
-        assert client(runs).get(path).status_code == 404
+        assert client(root).get(path).status_code == 404
 
 
 def test_loopback() -> None:

@@ -195,7 +195,10 @@ class _Finished:
         return Level([Branch(r["parent"], "topic", r["topic"], True, None, r["id_count"]) for r in page], len(rows))
 
     def _read(self) -> Any:
-        stat = self._path.stat()
+        try:
+            stat = self._path.stat()
+        except OSError as error:  # a stage that is done anew has just emptied its folder
+            raise RunError(f"cannot be read: {error.strerror}", where=str(self._path), hint=_HINT) from error
         return _skeleton(self._path, stat.st_mtime_ns, stat.st_size)
 
 

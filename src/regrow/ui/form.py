@@ -44,7 +44,8 @@ class Field:
 
     Attributes:
         key: ``train.learning_rate``.
-        kind: ``bool``, ``choice``, ``int``, ``float``, ``text`` (taken as it is), or ``yaml`` (lists, tables, unions).
+        kind: ``bool``, ``choice``, ``int``, ``float``, ``text`` and ``long`` (taken as they are, the latter with its
+            line ends), or ``yaml`` (lists, tables, unions).
         choices: Of a ``choice``.
         default: As text; what an empty input stands for.
         help: What the key does.
@@ -85,6 +86,8 @@ def _collect(section: BaseModel, prefix: str, help_: str, out: list[dict[str, An
 
 def _field(key: str, info: FieldInfo, value: Any) -> Field:
     kind, choices = _kind(info.annotation)
+    if kind == "text" and isinstance(value, str) and "\n" in value:
+        kind = "long"
     bounds = _bounds(info)
     return Field(
         key=key,
@@ -172,7 +175,7 @@ def check(values: Mapping[str, str]) -> tuple[Recipe | None, dict[str, str]]:
         if not text.strip():
             continue
         try:
-            value = text.strip() if known[key] in ("text", "choice") else read_value(text)
+            value = _value(text, known[key])
         except RecipeError as error:
             problems[key] = error.message
             continue
@@ -193,6 +196,12 @@ def check(values: Mapping[str, str]) -> tuple[Recipe | None, dict[str, str]]:
     if not values.get("data.path", "").strip():
         problems.setdefault("data.path", "say which data: a file, a folder, a hub name, or `demo`")
     return (None, problems) if problems or recipe is None else (recipe, {})
+
+
+def _value(text: str, kind: str) -> Any:
+    if kind == "long":
+        return text
+    return text.strip() if kind in ("text", "choice") else read_value(text)
 
 
 def _key(loc: tuple[int | str, ...], known: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
 import socket
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 MAX_BODY = 2**20
+HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::\d+)?")
 
 
 def new_token() -> str:
@@ -98,7 +100,10 @@ class Guard:
         return (413, "The body is too large.") if int(length) > MAX_BODY else None
 
     def _known_host(self, host: str) -> bool:
-        name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+        found = HOST.fullmatch(host)
+        if found is None:
+            return False
+        name = found[1] or found[2]
         if name.lower() == "localhost":
             return True
         try:

@@ -20,6 +20,7 @@ const Field = ({ field, value, problem, onInput }) => {
     <label for=${id}>${field.key}</label>
     ${field.locked ? html`<p class="note" id=${`${id}-help`}>Only on the command line: it ${field.locked}.</p>` : html`
       ${options.length ? html`<select ...${common} value=${value}><option value="" selected=${!value}>${field.default || "not set"} (default)</option>${options.filter((o) => o !== field.default).map((o) => html`<option key=${o} value=${o} selected=${o === value}>${o}</option>`)}</select>`
+        : field.kind === "long" ? html`<textarea ...${common} rows="3" placeholder=${field.default} value=${value} spellcheck="false"></textarea>`
         : html`<input ...${common} type="text" inputmode=${field.kind === "int" ? "numeric" : undefined} placeholder=${field.default || "not set"} value=${value} spellcheck="false" />`}
       ${problem ? html`<p class="problem" id=${`${id}-problem`}><span aria-hidden="true">✕</span> ${problem}</p>` : null}
       <p class="note" id=${`${id}-help`}>${field.help}${bounds ? ` (${bounds})` : ""}</p>`}
