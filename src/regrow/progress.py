@@ -54,7 +54,8 @@ class Task:
         self.stats: dict[str, Any] = {}
         self.started = time.monotonic()
         self._skipped = 0.0
-        self._last_line = self._last_event = self.started
+        self._last_line = self.started
+        self._last_event = self.started - EVENT_EVERY_S  # a watcher is told of the first step at once
 
     def skip(self, amount: float) -> None:
         """Count work that an earlier run already did; it does not enter the rate behind the ETA."""

@@ -12,7 +12,20 @@ def regrow(*args: str, cwd=None) -> subprocess.CompletedProcess[str]:
     )
 
 
-HEAVY = ("torch", "transformers", "datasets", "trl", "peft", "pyarrow", "numpy", "openvino_genai", "jinja2", "pandas")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "pyarrow",
+    "numpy",
+    "openvino_genai",
+    "jinja2",
+    "pandas",
+    "fastapi",
+    "uvicorn",
+)
 
 
 def test_help_imports_nothing_heavy():
@@ -46,6 +59,7 @@ COMMANDS = [
     "show",
     "runs",
     "diff",
+    "ui",
     "chat",
     "export",
     "env",
