@@ -30,7 +30,8 @@ evaluate: {{ suites: [heldout], generate_samples: 2, bootstrap: 100, max_new_tok
 """
 
 HOLD = """
-import sys, time
+import signal, sys, time
+from regrow.cli import _interrupt
 from regrow.progress import note, task
 from regrow.runs import open_run
 def work(folder):
@@ -38,6 +39,7 @@ def work(folder):
     with task("holding", 9, "hours") as bar:
         bar.advance(3)
         time.sleep(120)
+signal.signal(signal.SIGTERM, _interrupt)
 with open_run(sys.argv[-1]) as run:
     run.stage("grow", {"a": 1}, work)
 """

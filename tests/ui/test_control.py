@@ -33,9 +33,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs begin without loading the libraries, and hold."""
-    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    assert control._RUN.startswith(start.strip())
-    monkeypatch.setattr(control, "_RUN", start + HOLD)
+    monkeypatch.setattr(control, "_RUN", HOLD)
 
 
 @pytest.fixture
@@ -77,6 +75,21 @@ def test_a_run_started_elsewhere_can_be_stopped(
     child = holding(root / "group/theirs")
     assert office.stop("group/theirs") == child.pid
     assert child.wait(timeout=60) != 0 and owner(root / "group/theirs") is None
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_run_in_the_background_of_a_script_stops_too(office: Control, root: Path, ignored: bool) -> None:
+    """There the shell has switched Ctrl-C off, and a child of a child inherits that."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    try:
+        pid = office.start("mine", DEMO)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(lambda: owner(root / "mine"))
+    assert control._ignores_ctrl_c(pid) is ignored
+    office.stop("mine")
+    wait_for(lambda: owner(root / "mine") is None)
+    assert "KeyboardInterrupt" in office.printed("mine").read_text()
 
 
 def test_only_the_holder_of_the_lock_is_stopped(office: Control, root: Path) -> None:

@@ -21,8 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 STARTED = ".started"
 """Folder beside the runs for what does not belong into a run: recipes as they were sent, and what was printed."""
 
-# A server that was started in the background of a script has Ctrl-C switched off, and its children inherit that.
-_RUN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from regrow.cli import main; main()"
+_RUN = "from regrow.cli import main; main()"
 
 
 class Control:
@@ -71,6 +70,8 @@ class Control:
     def stop(self, name: str) -> int:
         """Send Ctrl-C to the process that works on a run; returns the process. It keeps what it committed.
 
+        A process that was started in the background of a script ignores Ctrl-C; it gets SIGTERM, which means the same.
+
         Raises:
             RunError: Nobody works on it, or a process on another machine or of another user does.
         """
@@ -83,7 +84,7 @@ class Control:
                 raise RunError("no process works on this run", where=name)
             pid = found.pid if found is not None else self._processes[name].pid
             try:
-                os.kill(pid, signal.SIGINT)
+                os.kill(pid, signal.SIGTERM if _ignores_ctrl_c(pid) else signal.SIGINT)
             except ProcessLookupError as error:
                 raise RunError("no process works on this run", where=name) from error
             except PermissionError as error:
@@ -124,6 +125,16 @@ class Control:
                 start_new_session=True,  # neither Ctrl-C at the server's terminal nor its end reaches the run
             )
         return self._processes[name].pid
+
+
+def _ignores_ctrl_c(pid: int) -> bool:
+    """As Linux tells it; elsewhere it is not known."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    masks = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    return bool(int(masks.get("SigIgn", "0"), 16) >> (signal.SIGINT - 1) & 1)
 
 
 def _refuse(recipe: Recipe) -> None:

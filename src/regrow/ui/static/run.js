@@ -43,7 +43,10 @@ const useRun = (name) => {
     log: ({ arm, anew, rows }) => setLive((l) => ({ ...l, logs: { ...l.logs, [arm]: anew ? rows : [...(l.logs[arm] || []), ...rows] } })),
     corpus: (corpus) => setLive((l) => ({ ...l, corpus })),
     changed: () => setAsked((n) => n + 1),
-    problem: ({ message }) => setLive((l) => ({ ...l, problem: message })),
+    problem: ({ message }) => {
+      setLive((l) => ({ ...l, problem: message }));
+      setAsked((n) => n + 1); // a run that ended at once takes its folder back: what it printed tells why
+    },
   });
   return { detail, live, connected, again: () => setAsked((n) => n + 1) };
 };
