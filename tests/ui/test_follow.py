@@ -137,7 +137,7 @@ def test_a_stream_goes_on_after_a_problem() -> None:
 
     async def read() -> list[str]:
         found = []
-        async for text in stream(poll):  # type: ignore[arg-type]
+        async for text in stream(poll, lambda: False):  # type: ignore[arg-type]
             found.append(text)
             if "event: log" in text:
                 return found

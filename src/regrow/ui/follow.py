@@ -174,14 +174,15 @@ def _stat(path: Path) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_size
 
 
-async def stream(poll: Callable[[], list[Event]]) -> AsyncIterator[str]:
+async def stream(poll: Callable[[], list[Event]], stopping: Callable[[], bool]) -> AsyncIterator[str]:
     """Server-sent events out of repeated calls of ``poll``, with a comment now and then so that proxies stay awake.
 
-    An error that the user can mend is sent as the event ``problem``, and polling goes on.
+    An error that the user can mend is sent as the event ``problem``, and polling goes on. Ends when ``stopping`` says
+    so: a server waits for its open answers before it ends.
     """
     problem, quiet = "", 0.0
     yield "retry: 1000\n\n"
-    while True:
+    while not stopping():
         try:
             found = await run_sync(poll)
             problem = ""

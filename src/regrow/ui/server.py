@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,8 +45,8 @@ class Json(Response):
 class App:
     """What the requests share."""
 
-    def __init__(self, folder: RunsFolder) -> None:
-        self.folder, self.control = folder, Control(folder)
+    def __init__(self, folder: RunsFolder, stopping: Callable[[], bool]) -> None:
+        self.folder, self.control, self.stopping = folder, Control(folder), stopping
 
     def runs(self) -> list[dict[str, Any]]:
         """The list of runs: those that are only just starting, then the others, newest first."""
@@ -190,7 +191,7 @@ def stop(app: Shared, named: Named) -> Json:
 def events(app: Shared, run: Annotated[str | None, Query(max_length=4096)] = None) -> StreamingResponse:
     """Of one run, or without ``run`` of the list of runs."""
     poll = _list_poll(app) if run is None else Follower(app.folder.run(run)).poll
-    return StreamingResponse(stream(poll), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return StreamingResponse(stream(poll, app.stopping), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
 def _list_poll(app: App) -> Callable[[], list[Event]]:
@@ -217,14 +218,22 @@ def shared_style() -> FileResponse:
     return FileResponse(SHARED_STYLE, media_type="text/css")
 
 
-def create_app(root: Path, token: str, *, loopback: bool = True) -> ASGIApp:
+def create_app(
+    root: Path, token: str, *, loopback: bool = True, stopping: Callable[[], bool] = lambda: False
+) -> ASGIApp:
     """The whole server for a folder of runs.
+
+    Args:
+        root: The folder.
+        token: What every path begins with; see `regrow.ui.guard`.
+        loopback: The server listens on this machine only.
+        stopping: Whether open event streams are to end.
 
     Raises:
         RunError: There is no such folder.
     """
     app = FastAPI(title="Regrow", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.regrow = App(RunsFolder(root))
+    app.state.regrow = App(RunsFolder(root), stopping)
     app.include_router(api)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
@@ -253,7 +262,8 @@ def serve(root: Path, *, host: str, port: int, ready: Callable[[str], None]) -> 
 
     loopback = is_loopback(host)
     token = new_token()
-    app = create_app(root, token, loopback=loopback)
+    servers: list[uvicorn.Server] = []
+    app = create_app(root, token, loopback=loopback, stopping=lambda: any(s.should_exit for s in servers))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -270,5 +280,7 @@ def serve(root: Path, *, host: str, port: int, ready: Callable[[str], None]) -> 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_SHUTDOWN_S
     )
+    servers.append(uvicorn.Server(config))
     ready(f"http://{named}:{listener.getsockname()[1]}/{token}/")
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it is done
+        servers[0].run(sockets=[listener])

@@ -175,7 +175,7 @@ const Buttons = ({ name, state }) => {
   };
   return html`<p class="actions">
     ${state === "running" || state === "starting" ? html`<button type="button" disabled=${busy !== ""} onClick=${() => act("stop")}>${busy === "stop" ? "Stopping…" : "Stop"}</button><span class="note">What is finished is kept.</span>` : null}
-    ${state === "interrupted" || state === "stopped" ? html`<button type="button" disabled=${busy !== ""} onClick=${() => act("continue")}>${busy === "continue" ? "Starting…" : "Continue"}</button>` : null}
+    ${["interrupted", "stopped", "empty"].includes(state) ? html`<button type="button" disabled=${busy !== ""} onClick=${() => act("continue")}>${busy === "continue" ? "Starting…" : "Continue"}</button>` : null}
     </p><${Trouble} text=${said} />`;
 };
 
