@@ -179,7 +179,7 @@ def test_text_of_models_stays_text(runs: Path) -> None:
     make_run(runs / "bad", hostile=HOSTILE, n_items=24)
     asks = client(runs)
     params = {"run": "bad"}
-    for path in ("run", "items", "tree", "logs", "form/values"):
+    for path in ("run", "items", "tree", "logs"):
         reply = asks.get(f"api/{path}", params=params)
         assert reply.status_code == 200, path
         assert reply.headers["content-type"] == "application/json"

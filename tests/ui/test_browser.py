@@ -80,6 +80,7 @@ def open_page(chromium: Any, url: str) -> Iterator[Any]:
 
     def open_(at: str = "", base: str = url, **options: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context.set_default_timeout(120_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda m: trouble.append(f"console {m.type}: {m.text}"))
@@ -323,10 +324,10 @@ def test_a_run_is_started_stopped_continued_and_followed_to_its_end(
             page.locator("#f-" + key.replace(".", "-")).select_option(text)
         page.get_by_role("button", name="Start the run").click()
         page.get_by_role("heading", name="mine").wait_for()
-        page.locator(".stages li").first.wait_for(timeout=120_000)
+        page.locator(".stages li").first.wait_for()
         page.get_by_role("button", name="Stop").click()
-        page.get_by_role("button", name="Continue").click(timeout=60_000)
-        page.locator(".title .badge", has_text="running").wait_for(timeout=120_000)
+        page.get_by_role("button", name="Continue").click()
+        page.locator(".title .badge", has_text="running").wait_for()
         found = owner(root / "mine")
         assert found is not None
         page.context.close()
@@ -335,7 +336,7 @@ def test_a_run_is_started_stopped_continued_and_followed_to_its_end(
     os.kill(found.pid, 0)  # it goes on without the server
     with server(root) as (url, _):
         page = open_page("#/run?name=mine", base=url)
-        page.locator(".title .badge", has_text="done").wait_for(timeout=240_000)
+        page.locator(".title .badge", has_text="done").wait_for(timeout=400_000)
         assert set(page.locator(".stages li").evaluate_all("all => all.map(e => e.className)")) == {"done"}
         page.locator(".tabs").get_by_role("link", name="Results").click()
         ready(page, "results")

@@ -61,7 +61,7 @@ def test_start_stop_and_continue(office: Control, root: Path) -> None:
     wait_for(lambda: "holding" in (root / "mine/events.jsonl").read_text())
     assert office.stop("mine") == pid
     wait_for(lambda: owner(root / "mine") is None)
-    assert "KeyboardInterrupt" in office.printed("mine").read_text()
+    wait_for(lambda: "KeyboardInterrupt" in office.printed("mine").read_text())
     wait_for(lambda: not office._alive("mine"))
     with pytest.raises(RunError, match="no process"):
         office.stop("mine")
@@ -89,7 +89,7 @@ def test_a_run_in_the_background_of_a_script_stops_too(office: Control, root: Pa
     assert control._ignores_ctrl_c(pid) is ignored
     office.stop("mine")
     wait_for(lambda: owner(root / "mine") is None)
-    assert "KeyboardInterrupt" in office.printed("mine").read_text()
+    wait_for(lambda: "KeyboardInterrupt" in office.printed("mine").read_text())
 
 
 def test_only_the_holder_of_the_lock_is_stopped(office: Control, root: Path) -> None:

@@ -51,7 +51,7 @@ class RunsFolder:
         """
         try:
             path = (self.root / name).resolve()
-            path.exists()
+            path.exists()  # raises for a name that no file can have
         except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links, a name that is too long
             raise RunError("this is not the name of a run", hint="choose one of the list") from error
         if not path.is_relative_to(self.root):
