@@ -167,6 +167,7 @@ def check(wanted: Wanted) -> Json:
 
 @api.post("/api/start")
 def start(app: Shared, wanted: Wanted) -> Json:
+    """The run and its process, or what is wrong by key; a mistake in a form is an answer, not an error."""
     recipe, problems = form.check(wanted.values)
     name = wanted.name or ""
     if recipe is not None:
@@ -174,7 +175,7 @@ def start(app: Shared, wanted: Wanted) -> Json:
             return Json({"run": name, "pid": app.control.start(name, recipe)})
         except RunError as error:
             problems = {error.where or "": error.message}
-    return Json({"problems": problems}, 422)
+    return Json({"problems": problems})
 
 
 @api.post("/api/continue")
@@ -191,7 +192,9 @@ def stop(app: Shared, named: Named) -> Json:
 def events(app: Shared, run: Annotated[str | None, Query(max_length=4096)] = None) -> StreamingResponse:
     """Of one run, or without ``run`` of the list of runs."""
     poll = _list_poll(app) if run is None else Follower(app.folder.run(run)).poll
-    return StreamingResponse(stream(poll, app.stopping), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    return StreamingResponse(
+        stream(poll, app.stopping), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+    )
 
 
 def _list_poll(app: App) -> Callable[[], list[Event]]:

@@ -59,19 +59,23 @@ export const New = ({ like }) => {
     setTouched(new Set([...touched, key]));
     setValues({ ...values, [key]: text });
   };
+  const back = (found, said) => {
+    setBusy(false);
+    setProblems(found);
+    setRefused(said);
+    setTimeout(() => top.current?.focus());
+  };
   const start = (event) => {
     event.preventDefault();
     setBusy(true);
     setAll(true);
     setRefused("");
     post("start", { name, values }).then(
-      ({ run }) => { location.hash = to("run", { name: run }); },
-      (failed) => {
-        setBusy(false);
-        setProblems(failed.problems || {});
-        setRefused(failed.problems ? "" : failed.message);
-        setTimeout(() => top.current?.focus());
+      ({ run, problems: found }) => {
+        if (found) back(found, "");
+        else location.hash = to("run", { name: run });
       },
+      (failed) => back({}, failed.message),
     );
   };
   const input = (field) => html`<${Field} key=${field.key} field=${field} value=${values[field.key] || ""} problem=${problems[field.key]} onInput=${type} />`;

@@ -3,7 +3,7 @@ import { html, render, useCallback, useEffect, useMemo, useRef, useState } from 
 
 export { html, render, useCallback, useEffect, useMemo, useRef, useState };
 
-/** Asks the server; an error carries what the server said, and `problems` of a form. */
+/** Asks the server; an error carries what the server said. */
 const ask = async (path, options) => {
   let reply;
   try {
@@ -15,7 +15,7 @@ const ask = async (path, options) => {
   const found = type.includes("json") ? await reply.json() : { message: (await reply.text()).trim() };
   if (reply.ok) return found;
   const said = [found.where && `${found.where}:`, found.message, found.hint && `(${found.hint})`].filter(Boolean).join(" ");
-  throw Object.assign(new Error(said || "The server did not understand the question."), { problems: found.problems });
+  throw new Error(said || "The server did not understand the question.");
 };
 export const get = (path, params) => ask(params ? `${path}?${new URLSearchParams(params)}` : path);
 export const post = (path, body) =>
