@@ -26,9 +26,9 @@ def client(root: Path, **more: Any) -> TestClient:
 
 
 @contextlib.contextmanager
-def server(root: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def server(root: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`regrow ui` on a free port: its address, and its process."""
-    command = [sys.executable, "-c", "from regrow.cli import main; main()", "ui", str(root), "--port", "0"]
+    command = [sys.executable, "-c", "from regrow.cli import main; main()", "ui", str(root), "--port", "0", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stderr is not None

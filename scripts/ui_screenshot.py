@@ -1,0 +1,44 @@
+"""Take docs/img/ui.png, the page of a run: `python scripts/ui_screenshot.py runs demo [TAB]` (after `make demo`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlencode
+
+from playwright.sync_api import sync_playwright
+
+OUT = Path(__file__).resolve().parents[1] / "docs/img/ui.png"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def main() -> int:
+    folder, name, *tab = sys.argv[1:]
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    command = [sys.executable, "-c", "from regrow.cli import main; main()", "ui", folder, "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page(viewport={"width": 1180, "height": 860}, color_scheme="light")
+            shown = tab[0] if tab else "training"
+            page.goto(f"{url}#/run?{urlencode({'name': name, 'tab': shown})}")
+            page.locator(".tab > *").first.wait_for()
+            page.wait_for_timeout(1500)  # until everything is there and drawn
+            page.screenshot(path=str(OUT))
+            browser.close()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait()
+    print(f"{OUT}: {OUT.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
