@@ -347,6 +347,7 @@ def test_a_run_is_started_stopped_continued_and_followed_to_its_end(
         ready(page, "results")
         page.locator(".tabs").get_by_role("link", name="Training").click()
         ready(page, "training")
+        page.context.close()
     assert (root / "mine/report.html").is_file()
 
 

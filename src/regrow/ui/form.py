@@ -118,13 +118,13 @@ def _bounds(info: FieldInfo) -> tuple[str, str]:
     least = most = ""
     for rule in info.metadata:
         if isinstance(rule, Ge):
-            least = f"≥ {rule.ge}"
+            least = f"≥ {rule.ge:g}"
         elif isinstance(rule, Gt):
-            least = f"> {rule.gt}"
+            least = f"> {rule.gt:g}"
         elif isinstance(rule, Le):
-            most = f"≤ {rule.le}"
+            most = f"≤ {rule.le:g}"
         elif isinstance(rule, Lt):
-            most = f"< {rule.lt}"
+            most = f"< {rule.lt:g}"
     return least, most
 
 

@@ -1,10 +1,13 @@
 // Curves over steps, drawn by uPlot; our legend shows the values under the cursor, or the last ones.
-import { html, useEffect, useMemo, useRef, useState } from "./lib.js";
+import { html, short, useEffect, useMemo, useRef, useState } from "./lib.js";
 
-const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [4, 4], [1, 4]];
+const DASHES = [[4, 4], [8, 4], [], [2, 3], [10, 3, 2, 3], [1, 4]];
 // Colour and dashes together tell 36 series apart, and the dashes alone the first six.
 const dashOf = (style) => DASHES[(style + Math.floor(style / 6)) % 6];
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** Three significant digits, also of a learning rate. */
+const figure = (x) => (x === null || x === undefined ? "–" : x !== 0 && Math.abs(x) < 1e-3 ? x.toExponential(1) : short(x));
 
 /** One axis of steps for all series; a series without a value at a step has a gap there that is bridged. */
 const aligned = (series) => {
@@ -24,7 +27,7 @@ const options = (series, width, yLabel, onCursor) => {
   return {
     width, height: 240, legend: { show: false }, scales: { x: { time: false } },
     cursor: { drag: { x: true, y: false } },
-    axes: [{ ...axis, label: "step", labelSize: 20 }, { ...axis, label: yLabel, size: 58, labelSize: 20 }],
+    axes: [{ ...axis, label: "step", size: 34, labelSize: 18 }, { ...axis, label: yLabel, size: 62, labelSize: 20, values: (_, ticks) => ticks.map(figure) }],
     series: [{}, ...series.map((s) => ({
       label: s.label, stroke: colour(`--a${s.style % 6}`), dash: dashOf(s.style),
       width: 2, spanGaps: true, points: { show: s.xs.length < 2 },
@@ -70,13 +73,13 @@ export const Chart = ({ title, series, yLabel = "nats/token" }) => {
     return column[i];
   };
   const step = cursor === null || cursor === undefined ? data[0].at(-1) : data[0][cursor];
-  const told = series.map((s, k) => `${s.label} ${s.ys.length ? valueAt(k)?.toFixed(3) : ""}`).join(", ");
+  const told = series.map((s, k) => `${s.label} ${figure(valueAt(k))}`).join(", ");
   return html`<figure class="panel plot">
     <figcaption><strong>${title}</strong> <span class="note">step ${step}</span></figcaption>
     <div class="canvas" ref=${place} role="img" aria-label=${`${title}: at step ${step}, ${told}`}></div>
     <ul class="legend">${series.map((s, k) => html`<li key=${s.label} class=${`a${s.style % 6}`}>
       <svg width="26" height="10" aria-hidden="true"><line class="stroke" x1="1" x2="25" y1="5" y2="5" stroke-dasharray=${dashOf(s.style).join(" ")} /></svg>
-      <bdi>${s.label}</bdi> <span class="num">${valueAt(k) === null || valueAt(k) === undefined ? "–" : valueAt(k).toFixed(3)}</span></li>`)}</ul>
+      <bdi>${s.label}</bdi> <span class="num">${figure(valueAt(k))}</span></li>`)}</ul>
   </figure>`;
 };
 

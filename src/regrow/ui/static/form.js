@@ -1,5 +1,5 @@
 // A run out of a form. The server says which fields there are and what is wrong with what was typed.
-import { Trouble, get, html, post, to, useEffect, useLoaded, useRef, useSettled, useState } from "./lib.js";
+import { Prose, Trouble, get, html, post, to, useEffect, useLoaded, useRef, useSettled, useState } from "./lib.js";
 
 const suggestion = () => {
   const now = new Date();
@@ -23,7 +23,7 @@ const Field = ({ field, value, problem, onInput }) => {
         : field.kind === "long" ? html`<textarea ...${common} rows="3" placeholder=${field.default} value=${value} spellcheck="false"></textarea>`
         : html`<input ...${common} type="text" inputmode=${field.kind === "int" ? "numeric" : undefined} placeholder=${field.default || "not set"} value=${value} spellcheck="false" />`}
       ${problem ? html`<p class="problem" id=${`${id}-problem`}><span aria-hidden="true">✕</span> ${problem}</p>` : null}
-      <p class="note" id=${`${id}-help`}>${field.help}${bounds ? ` (${bounds})` : ""}</p>`}
+      <p class="note" id=${`${id}-help`}><${Prose} text=${field.help} />${bounds ? ` (${bounds})` : ""}</p>`}
   </div>`;
 };
 
@@ -104,7 +104,7 @@ export const New = ({ like }) => {
       ${form.sections.map((s) => {
         const rest = s.fields.filter((f) => !f.first && fits(f));
         const bad = rest.some((f) => problems[f.key]);
-        return rest.length ? html`<details class="fold" key=${s.name} open=${Boolean(search) || bad || undefined}><summary><code>${s.name || "recipe"}</code> <span class="note">${s.help}</span></summary><div class="fields">${rest.map(input)}</div></details>` : null;
+        return rest.length ? html`<details class="fold" key=${s.name} open=${Boolean(search) || bad || undefined}><summary><code>${s.name || "recipe"}</code> <span class="note"><${Prose} text=${s.help} /></span></summary><div class="fields">${rest.map(input)}</div></details>` : null;
       })}
       <p class="actions"><button type="submit" class="main" disabled=${busy}>${busy ? "Starting…" : "Start the run"}</button> <a href=${to("")}>Back to the runs</a></p>
     </form>`;

@@ -100,8 +100,11 @@ const WORDS = {
 };
 export const State = ({ state }) => {
   const [tone, sign, word] = WORDS[state] || ["", "–", state];
-  return html`<span class=${`badge ${tone}`}><span aria-hidden="true">${sign}</span> ${word}</span>`;
+  return html`<span class=${`badge state ${tone}`}><span aria-hidden="true">${sign}</span> ${word}</span>`;
 };
+
+/** Help texts of the recipe: what stands in backticks is code. */
+export const Prose = ({ text }) => text.split(/`+/).map((part, i) => (i % 2 ? html`<code>${part}</code>` : part));
 
 const SHAPES = [
   "M8 2.4a5.6 5.6 0 1 0 0 11.2a5.6 5.6 0 1 0 0-11.2", "M3 3h10v10H3z", "M8 .8L15.200 8L8 15.200L.8 8z",
