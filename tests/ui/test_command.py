@@ -11,7 +11,7 @@ from tests.ui.helpers import server
 
 
 def ui(*args: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    code = f"import sys; {before}; from regrow.cli import main; main()"
+    code = f"import sys\n{before}\nfrom regrow.cli import main\nmain()"
     return subprocess.run([sys.executable, "-c", code, "ui", *args], capture_output=True, text=True, timeout=300)
 
 

@@ -98,9 +98,9 @@ def test_a_killed_run_shows_as_interrupted(tmp_path: Path, holding: Callable[[Pa
 
 def test_a_run_that_ended_with_an_error_shows_it(tmp_path: Path) -> None:
     def fail(folder: Path) -> dict[str, object]:
-        raise RunError("the disk is full")
+        raise RuntimeError("the disk is full")
 
-    with pytest.raises(RunError), open_run(tmp_path / "run") as run:
+    with pytest.raises(RuntimeError), open_run(tmp_path / "run") as run:
         run.stage("grow", {}, fail)
     told = state(tmp_path / "run")
     assert told["state"] == "stopped" and "the disk is full" in told["stages"][0]["error"]
