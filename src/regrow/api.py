@@ -290,7 +290,8 @@ def evaluate(
     Args:
         models: The model before, then the model(s) after.
         output: A folder for items, records and results.
-        suites: ``facts``, ``lm-eval:TASK``, ``file:PATH.jsonl``; with ``data`` also ``heldout``.
+        suites: ``facts``, ``instructions``, ``refusals``, ``lm-eval:TASK``, ``file:PATH.jsonl``; with ``data`` also
+            ``heldout``.
         data: Held-out rows, to measure the gain.
         reuse: Folders of earlier evaluations; what was scored there is not scored again.
         seed: Choice of items and resampling.

@@ -25,7 +25,10 @@ def evaluate(
     output: Output,
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="facts, lm-eval:TASK, file:PATH.jsonl or recipe:PATH.yaml. Repeatable. Default: facts."),
+        typer.Option(
+            help="facts, instructions, refusals, lm-eval:TASK, file:PATH.jsonl or recipe:PATH.yaml. Repeatable. "
+            "Default: facts."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Held-out rows of your own, to measure the gain.")] = None,
     reuse: Reuse = None,

@@ -12,6 +12,7 @@ from regrow.evaluate.items import Item, Record
 from regrow.evaluate.measure import Loaded
 from regrow.evaluate.render import prompt_text
 from regrow.evaluate.rouge import contains, exact_match, rouge_l
+from regrow.evaluate.suites import constraints, refusals
 from regrow.evaluate.suites.own import sample
 from regrow.progress import task
 
@@ -37,7 +38,7 @@ def generated_items(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[I
 
 def _question(item: Item) -> list[dict[str, Any]]:
     """The dialogue up to the last answer; empty when there is none."""
-    if item.kind == "answer":
+    if item.kind in ("answer", "written"):
         return item.messages
     ends = item.meta.get("kind") != "text" and len(item.messages) > 1 and item.messages[-1]["role"] == "assistant"
     return item.messages[:-1] if ends else []
@@ -49,7 +50,8 @@ def add_generated(
     """Generate for ``items`` and put the text (``output``) and its metrics into their records.
 
     ``exact_match`` (or ``contains``, where a suite asks for that) against any accepted answer and ``rouge_l`` against
-    the best fitting one; dialogues are compared with their last message.
+    the best fitting one; dialogues are compared with their last message. Items of kind ``written`` are judged by their
+    constraints, or by whether they were refused.
     """
     settings = {"dtype": str(arm.model.dtype), "device": arm.model.device.type, "max_length": cfg.max_length}
 
@@ -82,14 +84,21 @@ def add_generated(
             raise RuntimeError(f"item {item.suite}:{item.id} was not generated")
         record = by_place[item.suite, item.id]
         record.output = value["text"]
-        references = item.answers if item.kind == "answer" else [str(item.messages[-1]["content"])]
-        if item.meta.get("generate", {}).get("metric") == "contains":
-            record.metrics["contains"] = float(contains(record.output, references))
-        else:
-            record.metrics["exact_match"] = float(exact_match(record.output, references))
-        if "generate" in item.meta:
+        if "generate" in item.meta and item.kind == "answer":
             del record.metrics["acc"]  # right is what was written, not what would have been likely
-        record.metrics["rouge_l"] = max(rouge_l(record.output, r) for r in references)
+        record.metrics.update(_judged(item, record.output))
+
+
+def _judged(item: Item, text: str) -> dict[str, float]:
+    """The metrics of a generated text."""
+    metric = item.meta.get("generate", {}).get("metric")
+    if item.kind == "written":
+        if "constraints" in item.meta:
+            return constraints.judge(text, item.meta["constraints"])
+        return refusals.judge(text, metric)
+    references = item.answers if item.kind == "answer" else [str(item.messages[-1]["content"])]
+    right, name = (contains, "contains") if metric == "contains" else (exact_match, "exact_match")
+    return {name: float(right(text, references)), "rouge_l": max(rouge_l(text, r) for r in references)}
 
 
 def stop_ids(arm: Loaded) -> list[int]:

@@ -59,7 +59,8 @@ def measure(
     batch_tokens: int | None = None,
     label: str = "scoring",
 ) -> list[Record]:
-    """Score items; one record an item, in the order of the items.
+    """Score items; one record an item, in the order of the items. Records of kind ``written`` stay empty: see
+    `regrow.evaluate.generate`.
 
     Args:
         arm: The model.
@@ -76,10 +77,11 @@ def measure(
     budget = batch_tokens or cfg.batch_tokens
     found: dict[str, dict[str, Any]] = {}
     hashes = [item_hash(i) for i in items]
+    scored = {h: i for h, i in zip(hashes, items, strict=True) if i.kind != "written"}
     scorers: dict[bool, Scorer] = {}
-    with task(label, len(set(hashes)), "items") as bar:
+    with task(label, len(scored), "items") as bar:
         for talk in (False, True):
-            unique = {h: i for h, i in zip(hashes, items, strict=True) if (i.kind == "dialogue") == talk}
+            unique = {h: i for h, i in scored.items() if (i.kind == "dialogue") == talk}
             kl = talk and reference is not None and reference is not arm
             settings = {
                 "dtype": str(arm.model.dtype),
@@ -105,9 +107,11 @@ def measure(
                 if value is None:
                     raise RuntimeError(f"item {unique[h].suite}:{unique[h].id} was not scored")
                 found[h] = value
+    nothing: dict[str, Any] = {"metrics": {}, "output": ""}
     records = [
-        Record(i.id, i.suite, i.domain, arm.arm, dict(found[h]["metrics"]), found[h]["output"])
+        Record(i.id, i.suite, i.domain, arm.arm, dict(value["metrics"]), value["output"])
         for h, i in zip(hashes, items, strict=True)
+        for value in [found.get(h, nothing)]
     ]
     if reference is arm:
         for r, i in zip(records, items, strict=True):

@@ -17,7 +17,7 @@ from regrow.evaluate.generate import add_generated, generated_items
 from regrow.evaluate.items import Item, Record
 from regrow.evaluate.measure import Loaded, load_arm, measure
 from regrow.evaluate.stats import POWER
-from regrow.evaluate.suites import facts, lm_eval
+from regrow.evaluate.suites import facts, instructions, lm_eval, refusals
 from regrow.evaluate.suites.heldout import heldout_items
 from regrow.evaluate.suites.known import accuracy, interleave, known, one_item_a_fact, select_known
 from regrow.evaluate.suites.local import read_local
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 NOISE_BATCH = 0.6
 """Size of the second pass's batches against the first's: other shapes, other rounding."""
 CACHE = "scores.jsonl"
+
+FAMILIES = {FACTS_POOL: facts.SUITE, refusals.HARMLESS: refusals.SUITE, refusals.HARMFUL: refusals.SUITE}
+"""Suite of items -> the entry of ``evaluate.suites`` that they come from, where that has another name."""
 
 PoolBuilder = Callable[[int], list[Item]]
 
@@ -91,6 +94,10 @@ def build_suites(
             items += read_recipe(rest)
         elif kind == "lm-eval":
             items += lm_eval.task_items(rest, cfg)
+    if instructions.SUITE in cfg.suites:
+        items += instructions.instruction_items(cfg.n_instructions, seed)
+    if refusals.SUITE in cfg.suites:
+        items += refusals.refusal_items()
     if "heldout" in cfg.suites:
         items = heldout_items(heldout_rows, cfg, seed) + items
     if "facts" in cfg.suites:
@@ -240,7 +247,7 @@ def _wanted(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[Item]:
     own = {i.id for i in sample([i for i in items if i.suite == OWN], cfg.max_dialogues, seed)}
     out = []
     for item in items:
-        family = "facts" if item.suite == FACTS_POOL else item.suite
+        family = FAMILIES.get(item.suite, item.suite)
         left_out = family in EMBEDDED_SUITES and family not in cfg.suites
         if left_out or "lm_eval" in item.meta or (item.suite == OWN and item.id not in own):
             continue

@@ -79,7 +79,7 @@ class ItemsView:
 def right_or_wrong(metrics: Any) -> bool | None:
     """Whether a 0/1 metric says right; None when the record has none."""
     if isinstance(metrics, dict):
-        for name in ("acc", "contains", "exact_match", "acc_norm"):
+        for name in ("acc", "contains", "exact_match", "acc_norm", "followed", "answered", "refused"):
             if is_number(metrics.get(name)) and metrics[name] in (0, 1):
                 return bool(metrics[name])
     return None
