@@ -10,7 +10,7 @@ from typing import Any
 from regrow.data import read_data
 from regrow.errors import DataError
 from regrow.evaluate.config import EvalConfig
-from regrow.pipeline import arms_of, read_items
+from regrow.pipeline import arms_of, read_items, sentence_encoder
 from regrow.recipe import Recipe
 
 
@@ -86,7 +86,14 @@ def _evaluate(recipe: Recipe, models: dict[str, str], output: Path, reuse: Seque
     heldout = read_data(recipe).rows if recipe.data.path and "heldout" in wanted else []
     suites = build_suites(cfg, found["base"], heldout, output / "suites", seed=recipe.seed, reuse=earlier)
     known = score_files(output / "suites", required=False)
-    done = stage({a: m.path for a, m in found.items()}, read_items(suites), cfg, output / "eval", seed=recipe.seed,
-                 reuse=[*known, *earlier])  # fmt: skip
+    done = stage(
+        {a: m.path for a, m in found.items()},
+        read_items(suites),
+        cfg,
+        output / "eval",
+        seed=recipe.seed,
+        reuse=[*known, *earlier],
+        encoder=lambda: sentence_encoder(recipe),
+    )
     build_report(output, output / "report.html")
     return done.results

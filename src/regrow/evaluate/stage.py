@@ -15,6 +15,7 @@ from regrow.evaluate.cache import ScoreCache, pass_key
 from regrow.evaluate.config import EMBEDDED_SUITES, EvalConfig
 from regrow.evaluate.generate import add_generated, generated_items
 from regrow.evaluate.items import Item, Record
+from regrow.evaluate.lost import LEAST_ITEMS, Encodes, lost_topics, read_branches
 from regrow.evaluate.measure import Loaded, load_arm, measure
 from regrow.evaluate.stats import POWER
 from regrow.evaluate.suites import facts, instructions, lm_eval, refusals
@@ -162,6 +163,8 @@ def evaluate(
     *,
     seed: int,
     reuse: Sequence[Path] = (),
+    encoder: Callable[[], Encodes | None] | None = None,
+    corpus: Path | None = None,
 ) -> EvalSummary:
     """Score all arms on the same items and write ``out/records.jsonl`` and ``out/results.json``.
 
@@ -177,6 +180,9 @@ def evaluate(
         out: A folder.
         seed: Samples and resampling.
         reuse: Score files of earlier evaluations; what they hold of these models and items is not scored again.
+        encoder: Loads the sentence encoder that sorts lost items by topic; asked only when some were lost. None, or
+            one that gives None, leaves that out.
+        corpus: The corpus that was replayed; then each topic is laid beside its branches.
 
     Raises:
         DataError: There is nothing to evaluate, or an item cannot be put before a model.
@@ -222,12 +228,43 @@ def evaluate(
     pool = next((i.meta["pool"] for i in wanted if "pool" in i.meta), None)
     results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher, judged_by=judged_by)
     results["verdict"] = verdict(results, cfg.confidence)
+    results["lost_topics"] = _lost_topics(results, flat, wanted, encoder, corpus, seed)
     results["settings"] = {**cfg.model_dump(mode="json"), "seed": seed}
     results["versions"] = _versions()
     results["models"] = facts_of
     write_json_lines((asdict(r) for r in flat), out / "records.jsonl")
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     return EvalSummary(results, atomic_write_text(out / "results.json", text + "\n"))
+
+
+def _lost_topics(
+    results: dict[str, Any],
+    records: Sequence[Record],
+    items: Sequence[Item],
+    load: Callable[[], Encodes | None] | None,
+    corpus: Path | None,
+    seed: int,
+) -> dict[str, Any] | None:
+    if load is None or all(len(names) < LEAST_ITEMS for names in results["lost"].values()):
+        return None
+    encoder = load()
+    if encoder is None:
+        return None
+    branches = read_branches(corpus) if corpus is not None else None
+    lost = {arm: set(names) for arm, names in results["lost"].items()}
+    base = {(r.suite, r.item_id) for r in records if r.arm == BASE and _right(r, results)}
+    right = {
+        arm: [name for r in records if r.arm == arm and (r.suite, r.item_id) in base and r.suite != FACTS_POOL
+              if (name := f"{r.suite}:{r.item_id}") not in lost[arm]]
+        for arm in lost
+    }  # fmt: skip
+    return lost_topics(results, items, right, encoder, branches, seed=seed)
+
+
+def _right(record: Record, results: dict[str, Any]) -> bool:
+    """Whether a 0/1 item of a retention suite was got right."""
+    suite = results["suites"][record.suite]
+    return suite["kind"] == "retention" and suite["flips"] is not None and record.metrics[suite["metric"]] > 0.5
 
 
 def announce(items: Sequence[Item], cfg: EvalConfig) -> None:
