@@ -56,9 +56,8 @@ def test_groups_join_by_the_mean_cosine_until_it_is_too_small() -> None:
     assert group(x, 0.99) == [[0], [1], [2], [3]]
     assert group(x, 0.9) == [[1, 3], [0], [2]]
     # {1, 3} at 0.96; 0 to {1, 3}: (0.8 + 0.6) / 2; 2 to {1, 3}: (0.6 + 0.8) / 2; then 0.7, 0.7 and 0 average to 0.466.
-    assert (
-        group(x, 0.69) == [[0, 1, 3], [2]] and group(x, 0.47) == [[0, 1, 3], [2]] and group(x, 0.46) == [[0, 1, 2, 3]]
-    )
+    assert group(x, 0.69) == group(x, 0.47) == [[0, 1, 3], [2]]
+    assert group(x, 0.46) == [[0, 1, 2, 3]]
     assert group(x[:1]) == [[0]]
 
 
@@ -146,14 +145,9 @@ def test_the_thresholds_fit_the_embedded_encoder() -> None:
     capitals covers most questions for one."""
     from regrow.models.embed import load_encoder
 
+    lands = (("France", "Paris"), ("Peru", "Lima"), ("Japan", "Tokyo"), ("Kenya", "Nairobi"), ("Norway", "Oslo"))
     pairs = {
-        "capital": (
-            ("France", "Paris"),
-            ("Peru", "Lima"),
-            ("Japan", "Tokyo"),
-            ("Kenya", "Nairobi"),
-            ("Norway", "Oslo"),
-        ),
+        "capital": lands,
         "chemical symbol": (("sodium", "Na"), ("iron", "Fe"), ("gold", "Au"), ("tin", "Sn")),
         "past tense": (("go", "went"), ("see", "saw"), ("take", "took")),
     }

@@ -76,8 +76,8 @@ def test_a_domain_without_candidates_left_does_not_keep_the_search_going() -> No
 def test_results_have_the_keys_of_the_schema(run) -> None:
     r = run[2].results
     assert json.loads(run[2].path.read_text()) == r
-    assert set(r) == {"format", "arms", "suites", "gain", "forgetting", "remaining", "verdict", "flips", "lost", "lost_topics",
-                      "settings", "versions", "models"}  # fmt: skip
+    assert set(r) == {"format", "arms", "suites", "gain", "forgetting", "remaining", "verdict", "flips", "lost",
+                      "lost_topics", "settings", "versions", "models"}  # fmt: skip
     assert r["arms"] == ["base", "sft", "regrow"]
     for name, suite in r["suites"].items():
         assert set(suite) == {"kind", "selected", "n", "metric", "higher_is_better", "unit", "arms", "secondary",

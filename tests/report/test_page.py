@@ -356,8 +356,9 @@ def test_what_was_lost_is_told_in_words(tmp_path: Path) -> None:
     assert "6 of 8 covered" in text and "covered by no grown branch" in text
     assert "0.61" in text and "Tell me of capital" in text and "1,000 of 5,000 were looked at" in text
     assert "1 lost question stands alone" in text
-    question = next(i for i in json.loads("[" + (run / "suites/items.jsonl").read_text().replace("}\n{", "},{") + "]")
-                    if f"{i['suite']}:{i['id']}" == json.loads((run / "eval/results.json").read_text())["lost"]["sft"][0])  # fmt: skip
+    first = json.loads((run / "eval/results.json").read_text())["lost"]["sft"][0]
+    items = [json.loads(line) for line in (run / "suites/items.jsonl").read_text().splitlines()]
+    [question] = [i for i in items if f"{i['suite']}:{i['id']}" == first]
     assert question["messages"][0]["content"] in text, "examples are shown"
 
 

@@ -25,7 +25,7 @@ which questions of one relation ("What is the capital of ...?") lie at 0.34 to 0
 NEAR = 0.45
 """Cosine to a grown first question from which a lost item counts as covered. Our choice, for the same encoder: "What
 are the capitals of the countries of Africa?" lies at 0.44 to 0.67 to questions for single capitals, "Which metals
-rust?" at 0.31 to 0.45 to those for chemical symbols. The similarities are in the results, so another line can be drawn.
+rust?" at 0.31 to 0.45 to those for chemical symbols. The similarities are in the results, for who draws another line.
 """
 LEAST_ITEMS = 3
 """Fewer lost items make no topic; they are counted as scattered."""

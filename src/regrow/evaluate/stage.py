@@ -15,6 +15,7 @@ from regrow.evaluate.cache import ScoreCache, pass_key
 from regrow.evaluate.config import EMBEDDED_SUITES, EvalConfig
 from regrow.evaluate.generate import add_generated, generated_items
 from regrow.evaluate.items import Item, Record
+from regrow.evaluate.lm_eval_json import FOLDER, write_lm_eval
 from regrow.evaluate.lost import LEAST_ITEMS, Encodes, lost_topics, read_branches
 from regrow.evaluate.measure import Loaded, load_arm, measure
 from regrow.evaluate.stats import POWER
@@ -206,6 +207,7 @@ def evaluate(
     noise: list[Record] = []
     higher: dict[str, dict[str, bool]] = {}
     facts_of: dict[str, dict[str, str]] = {}
+    theirs: dict[str, dict[str, Any]] = {arm: {} for arm in paths}
     base: Loaded | None = None
     with ScoreCache(out / CACHE, reuse) as cache:
         for arm, path in paths.items():
@@ -218,7 +220,12 @@ def evaluate(
                 noise = measure(loaded, mine, cfg, cache, batch_tokens=budget, label="noise floor")
             add_generated(loaded, records[arm], to_write, cfg, cache)
             for name in tasks:
-                records[arm] += _lm_eval(name, loaded, cfg, cache, seed, higher)
+                found = _lm_eval(name, loaded, cfg, cache, seed)
+                higher[lm_eval.PREFIX + name], theirs[arm][name] = found["higher"], found["theirs"]
+                records[arm] += [
+                    Record(r["id"], lm_eval.PREFIX + name, r["domain"], arm, dict(r["metrics"]), r["output"])
+                    for r in found["rows"]
+                ]
             facts_of[arm] = {"path": str(models[arm]), "revision": loaded.revision}
             if arm == BASE and talks and len(paths) > 1:
                 base = loaded
@@ -233,6 +240,7 @@ def evaluate(
     results["versions"] = _versions()
     results["models"] = facts_of
     write_json_lines((asdict(r) for r in flat), out / "records.jsonl")
+    write_lm_eval(out / FOLDER, results, flat, wanted, theirs, seed=seed)
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
     return EvalSummary(results, atomic_write_text(out / "results.json", text + "\n"))
 
@@ -307,18 +315,17 @@ def _own_tokens(items: Sequence[Item], arm: Loaded, reference: Loaded | None) ->
     return [replace(i, meta={k: v for k, v in i.meta.items() if k not in ("token_ids", "spans")}) for i in items]
 
 
-def _lm_eval(
-    name: str, arm: Loaded, cfg: EvalConfig, cache: ScoreCache, seed: int, higher: dict[str, dict[str, bool]]
-) -> list[Record]:
+def _lm_eval(name: str, arm: Loaded, cfg: EvalConfig, cache: ScoreCache, seed: int) -> dict[str, Any]:
+    """What `lm_eval.run_task` gives, from the cache or now."""
     settings = {k: v for k, v in cfg.model_dump(mode="json").items() if k.startswith("lm_eval") or k == "dtype"}
-    key = pass_key("lm-eval", arm.revision, {**settings, "seed": seed, "device": arm.model.device.type})
+    key = pass_key(
+        "lm-eval", arm.revision, {**settings, "seed": seed, "device": arm.model.device.type, "keeps": "samples"}
+    )
     value = cache.get(key, name)
     if value is None:
         value = lm_eval.run_task(name, arm.model, arm.tokenizer, cfg, seed)
         cache.add(key, [(name, value)])
-    suite = lm_eval.PREFIX + name
-    higher[suite] = value["higher"]
-    return [Record(r["id"], suite, r["domain"], arm.arm, dict(r["metrics"]), r["output"]) for r in value["rows"]]
+    return value
 
 
 def _free() -> None:
