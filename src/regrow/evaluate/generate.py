@@ -9,9 +9,10 @@ from typing import Any
 from regrow.evaluate.cache import ScoreCache, item_hash, pass_key
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Item, Record
-from regrow.evaluate.measure import Loaded
+from regrow.evaluate.measure import Arm
 from regrow.evaluate.render import prompt_text
 from regrow.evaluate.rouge import contains, exact_match, rouge_l
+from regrow.evaluate.served import TOGETHER, Served
 from regrow.evaluate.suites import constraints, refusals
 from regrow.evaluate.suites.own import sample
 from regrow.progress import task
@@ -45,7 +46,7 @@ def _question(item: Item) -> list[dict[str, Any]]:
 
 
 def add_generated(
-    arm: Loaded, records: Sequence[Record], items: Sequence[Item], cfg: EvalConfig, cache: ScoreCache
+    arm: Arm, records: Sequence[Record], items: Sequence[Item], cfg: EvalConfig, cache: ScoreCache
 ) -> None:
     """Generate for ``items`` and put the text (``output``) and its metrics into their records.
 
@@ -53,7 +54,8 @@ def add_generated(
     the best fitting one; dialogues are compared with their last message. Items of kind ``written`` are judged by their
     constraints, or by whether they were refused.
     """
-    settings = {"dtype": str(arm.model.dtype), "device": arm.model.device.type, "max_length": cfg.max_length}
+    settings = {**arm.place, "max_length": cfg.max_length}
+    size = TOGETHER if isinstance(arm, Served) else BATCH
 
     def limit(item: Item) -> int:
         return int(item.meta.get("generate", {}).get("max_new_tokens", cfg.max_new_tokens))
@@ -72,8 +74,8 @@ def add_generated(
             prompts = {h: arm.tokenizer.encode(t, add_special_tokens=False) for h, t in texts.items()}
             room = most * (LONG if talk else 1)
             keys.sort(key=lambda h: (len(prompts[h]), prompts[h]))
-            for start in range(0, len(keys), BATCH):
-                batch = keys[start : start + BATCH]
+            for start in range(0, len(keys), size):
+                batch = keys[start : start + size]
                 if any(cache.get(name(most), h) is None for _, h in batch):
                     said = _greedy(arm, [prompts[h][-cfg.max_length :] for h in batch], room, stop)
                     cache.add(name(most), [(h, {"text": t}) for (_, h), t in zip(batch, said, strict=True)])
@@ -85,7 +87,7 @@ def add_generated(
         record = by_place[item.suite, item.id]
         record.output = value["text"]
         if "generate" in item.meta and item.kind == "answer":
-            del record.metrics["acc"]  # right is what was written, not what would have been likely
+            record.metrics.pop("acc", None)  # right is what was written, not what would have been likely
         record.metrics.update(_judged(item, record.output))
 
 
@@ -101,9 +103,9 @@ def _judged(item: Item, text: str) -> dict[str, float]:
     return {name: float(right(text, references)), "rouge_l": max(rouge_l(text, r) for r in references)}
 
 
-def stop_ids(arm: Loaded) -> list[int]:
+def stop_ids(arm: Arm) -> list[int]:
     """Tokens that end an answer: the tokenizer's and the generation settings' end, and the chat template's."""
-    config = arm.model.generation_config.eos_token_id
+    config = None if isinstance(arm, Served) else arm.model.generation_config.eos_token_id
     ids = set(config if isinstance(config, list) else [config]) | {arm.tokenizer.eos_token_id}
     if arm.tokenizer.chat_template is not None:
         from regrow.models.turns import derive_turns
@@ -112,7 +114,9 @@ def stop_ids(arm: Loaded) -> list[int]:
     return sorted(i for i in ids if i is not None)
 
 
-def _greedy(arm: Loaded, prompts: Sequence[list[int]], max_new_tokens: int, stop: list[int]) -> list[str]:
+def _greedy(arm: Arm, prompts: Sequence[list[int]], max_new_tokens: int, stop: list[int]) -> list[str]:
+    if isinstance(arm, Served):
+        return arm.write(prompts, max_new_tokens, stop)
     import torch
 
     longest = max(map(len, prompts))

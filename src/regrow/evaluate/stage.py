@@ -5,19 +5,20 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.errors import DataError
+from regrow.errors import DataError, EngineError
 from regrow.evaluate.cache import ScoreCache, pass_key
 from regrow.evaluate.config import EMBEDDED_SUITES, EvalConfig
 from regrow.evaluate.generate import add_generated, generated_items
 from regrow.evaluate.items import Item, Record
 from regrow.evaluate.lm_eval_json import FOLDER, write_lm_eval
 from regrow.evaluate.lost import LEAST_ITEMS, Encodes, lost_topics, read_branches
-from regrow.evaluate.measure import Loaded, load_arm, measure
+from regrow.evaluate.measure import Arm, Loaded, load_arm, measure
+from regrow.evaluate.served import Served, ServedModel, connect
 from regrow.evaluate.stats import POWER
 from regrow.evaluate.suites import facts, instructions, lm_eval, refusals
 from regrow.evaluate.suites.heldout import heldout_items
@@ -60,7 +61,7 @@ class EvalSummary:
 
 def build_suites(
     cfg: EvalConfig,
-    model: ResolvedModel,
+    model: ResolvedModel | ServedModel,
     heldout_rows: Sequence[Row],
     out: Path,
     *,
@@ -109,10 +110,12 @@ def build_suites(
 
 
 def _facts(
-    cfg: EvalConfig, model: ResolvedModel, out: Path, seed: int, pool: PoolBuilder, reuse: Sequence[Path]
+    cfg: EvalConfig, model: ResolvedModel | ServedModel, out: Path, seed: int, pool: PoolBuilder, reuse: Sequence[Path]
 ) -> list[Item]:
     deck = interleave(one_item_a_fact(pool(seed), seed), seed)
-    arm = load_arm(BASE, model.path, cfg)
+    arm = load_arm(BASE, model if isinstance(model, ServedModel) else model.path, cfg)
+    if isinstance(arm, Served):
+        arm.check(deck)
     asked: list[Item] = []
     records: list[Record] = []
     with ScoreCache(out / CACHE, reuse) as cache:
@@ -122,6 +125,7 @@ def _facts(
             told = f" ({found} of {cfg.n_facts} facts found)" if asked else ""
             records += measure(arm, more, cfg, cache, label=f"asking the base what it knows{told}")
             asked += more
+    arm.close()
     chosen = select_known(asked, records, cfg.n_facts, seed=seed)
     if not chosen:
         raise DataError("the base gets none of the facts right", where="evaluate.suites",
@@ -157,7 +161,7 @@ def _check_ids(items: Sequence[Item]) -> None:
 
 
 def evaluate(
-    models: dict[str, Path],
+    models: Mapping[str, Path | ServedModel],
     items: Sequence[Item],
     cfg: EvalConfig,
     out: Path,
@@ -174,7 +178,8 @@ def evaluate(
     The base is loaded first and stays only while dialogues need it for KL.
 
     Args:
-        models: Arm -> model or adapter folder; the first is ``base``.
+        models: Arm -> model or adapter folder, or a model behind a server; the first is ``base``. There is no KL
+            from or to a model behind a server.
         items: Of any suites. Items of an embedded suite that ``cfg.suites`` does not name are left out;
             ``own-dialogues`` are sampled down to ``cfg.max_dialogues``.
         cfg: What is measured and how; its lm-eval tasks are run too.
@@ -189,6 +194,7 @@ def evaluate(
         DataError: There is nothing to evaluate, or an item cannot be put before a model.
         ModelError: A model cannot be used.
         MissingExtra: An lm-eval task without lm-eval.
+        EngineError: A server cannot be reached, or a suite needs what it cannot do.
     """
     from regrow.models.load import resolve_model
 
@@ -198,7 +204,10 @@ def evaluate(
     tasks = lm_eval.tasks_of(cfg)
     if not wanted and not tasks:
         raise DataError("there is nothing to evaluate", where="evaluate.suites", hint="Name a suite that has items.")
-    paths = {arm: resolve_model(str(path)).path for arm, path in models.items()}
+    paths = {
+        arm: path if isinstance(path, ServedModel) else resolve_model(str(path)).path for arm, path in models.items()
+    }
+    _check_servers(paths, wanted, tasks, cfg)
     announce(wanted, cfg)
     talks = any(i.kind == "dialogue" for i in wanted)
     to_write = generated_items(wanted, cfg, seed)
@@ -212,7 +221,7 @@ def evaluate(
     with ScoreCache(out / CACHE, reuse) as cache:
         for arm, path in paths.items():
             loaded = load_arm(arm, path, cfg)
-            reference = loaded if base is None and arm == BASE else _comparable(base, loaded)
+            reference = _reference(base, loaded)
             mine = _own_tokens(wanted, loaded, reference)
             records[arm] = measure(loaded, mine, cfg, cache, reference=reference, label=f"scoring {arm}")
             if arm == BASE and cfg.noise_floor:
@@ -227,8 +236,9 @@ def evaluate(
                     for r in found["rows"]
                 ]
             facts_of[arm] = {"path": str(models[arm]), "revision": loaded.revision}
-            if arm == BASE and talks and len(paths) > 1:
+            if arm == BASE and talks and len(paths) > 1 and isinstance(loaded, Loaded):
                 base = loaded
+            loaded.close()
             del loaded, reference
             _free()
     flat = [r for rows in zip(*records.values(), strict=True) for r in rows]
@@ -301,6 +311,32 @@ def _wanted(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[Item]:
     return out
 
 
+def _check_servers(
+    models: Mapping[str, Path | ServedModel], items: Sequence[Item], tasks: Sequence[str], cfg: EvalConfig
+) -> None:
+    """Refuse what a server cannot do, before anything is scored."""
+    for arm, model in models.items():
+        if not isinstance(model, ServedModel):
+            continue
+        if tasks:
+            raise EngineError(
+                "lm-eval tasks are not run on a server", where=str(model),
+                hint="Give a folder, or use lm-eval's own local-completions.",
+            )  # fmt: skip
+        served = connect(arm, model)
+        try:
+            served.check(items)
+        finally:
+            served.close()
+
+
+def _reference(base: Loaded | None, arm: Arm) -> Loaded | None:
+    """What the KL of dialogues is against: the base, also for itself; None where there is no KL."""
+    if not isinstance(arm, Loaded):
+        return None
+    return arm if base is None and arm.arm == BASE else _comparable(base, arm)
+
+
 def _comparable(base: Loaded | None, arm: Loaded) -> Loaded | None:
     if base is not None and not base.same_tokens(arm):
         note(f"{arm.arm} has another vocabulary than the base, so there is no KL between them")
@@ -308,15 +344,17 @@ def _comparable(base: Loaded | None, arm: Loaded) -> Loaded | None:
     return base
 
 
-def _own_tokens(items: Sequence[Item], arm: Loaded, reference: Loaded | None) -> list[Item]:
+def _own_tokens(items: Sequence[Item], arm: Arm, reference: Loaded | None) -> list[Item]:
     """Items as this model can read them: token ids of the base's dialogues only mean something in its vocabulary."""
     if reference is not None or arm.arm == BASE:
         return list(items)
     return [replace(i, meta={k: v for k, v in i.meta.items() if k not in ("token_ids", "spans")}) for i in items]
 
 
-def _lm_eval(name: str, arm: Loaded, cfg: EvalConfig, cache: ScoreCache, seed: int) -> dict[str, Any]:
+def _lm_eval(name: str, arm: Arm, cfg: EvalConfig, cache: ScoreCache, seed: int) -> dict[str, Any]:
     """What `lm_eval.run_task` gives, from the cache or now."""
+    if not isinstance(arm, Loaded):
+        raise TypeError("lm-eval runs on a model in memory")
     settings = {k: v for k, v in cfg.model_dump(mode="json").items() if k.startswith("lm_eval") or k == "dtype"}
     key = pass_key(
         "lm-eval", arm.revision, {**settings, "seed": seed, "device": arm.model.device.type, "keeps": "samples"}
