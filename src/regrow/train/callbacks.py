@@ -21,6 +21,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
+def keep_events(trainer: Any, folder: Path) -> None:
+    """Let TensorBoard write beside the model: its own choice is the trainer's folder, which goes with the checkpoints.
+    ``TENSORBOARD_LOGGING_DIR`` still wins."""
+    from transformers.integrations import TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder)
+
+
 class LogFile(TrainerCallback):  # type: ignore[misc]
     """Appends each log entry to ``log.jsonl``; on resume, lines after the checkpoint's step are dropped first."""
 
