@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def test_the_notebook_runs(tiny_model_dir: Path, tmp_path: Path, monkeypatch: py
     nbformat = pytest.importorskip("nbformat", reason="nbformat and nbclient run the notebook")
     nbclient = pytest.importorskip("nbclient", reason="nbformat and nbclient run the notebook")
     pytest.importorskip("ipykernel", reason="a notebook needs a kernel")
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'src'}")
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
     nb = nbformat.read(NOTEBOOK, as_version=4)
     [parameters] = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
     names = {line.split(" = ")[0] for line in parameters.source.splitlines()}
