@@ -175,7 +175,7 @@ def _train(
     from regrow.models.load import load_tokenizer
     from regrow.train.arguments import make_arguments, use_bf16
     from regrow.train.batches import TokenRows
-    from regrow.train.callbacks import LogFile, Progress, keep_events, read_log
+    from regrow.train.callbacks import LogFile, Progress, fit_trackers, read_log
 
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
@@ -222,7 +222,7 @@ def _train(
     trees = [len(unit) for unit in rows.units if len(unit) > 1]
     if processes.is_main_process and trees:
         _tell_about_trees(rows, trees, trainer.no_trees)
-    keep_events(trainer, out / EVENTS)
+    fit_trackers(trainer, out / EVENTS)
     with ExitStack() as stack:
         trainer.add_callback(LogFile(out / "log.jsonl"))
         trainer.add_callback(Progress(label, stack))
