@@ -101,7 +101,7 @@ def test_items_come_from_the_seed_alone_and_cover_every_kind() -> None:
 
 
 def test_the_suite_is_judged_by_what_every_model_writes(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[str, int]] = []
 
@@ -117,6 +117,7 @@ def test_the_suite_is_judged_by_what_every_model_writes(
     models = {"base": tiny_model_dir, "after": perturbed(tiny_model_dir, tmp_path / "other")}
     done = evaluate(models, items, cfg, tmp_path / "eval", seed=1).results
     assert {n for _, n in asked} == {MAX_NEW_TOKENS}
+    assert "instructions: every model writes up to 9,600 tokens" in capsys.readouterr().err, "the cost is said"
     suite = done["suites"]["instructions"]
     assert (suite["kind"], suite["metric"], suite["unit"], suite["n"]) == ("retention", "followed", "share", 60)
     assert suite["domains"]["lower_case"]["arms"] == {"base": 1.0, "after": 0.0}

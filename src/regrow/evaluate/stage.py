@@ -286,7 +286,10 @@ def _right(record: Record, results: dict[str, Any]) -> bool:
 
 
 def announce(items: Sequence[Item], cfg: EvalConfig) -> None:
-    """Say what each suite of 0/1 items can see, before it is scored."""
+    """Say what each suite of 0/1 items can see, before it is scored, and how much is written for it."""
+    tokens: Counter[str] = Counter()
+    for item in items:
+        tokens[item.suite] += int(item.meta.get("generate", {}).get("max_new_tokens", 0))
     counts = Counter(i.suite for i in items if i.kind != "dialogue")
     for suite, n in counts.items():
         size = planned(n, cfg)["difference"]
@@ -295,6 +298,8 @@ def announce(items: Sequence[Item], cfg: EvalConfig) -> None:
             f"{suite}: {n} items {seen} ({POWER:.0%} power, {cfg.confidence:.0%} confidence, "
             f"if {cfg.assumed_discordance:.0%} of the results change)"
         )
+        if tokens[suite]:
+            note(f"{suite}: every model writes up to {tokens[suite]:,} tokens")
 
 
 def _wanted(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[Item]:
