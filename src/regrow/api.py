@@ -19,6 +19,8 @@ from regrow.pipeline import RunResult, read_items, sentence_encoder
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe, parse_recipe
 from regrow.runs import MANIFEST, Resume, finished_models
+from regrow.views import Evaluation, facts_html
+from regrow.views import Sequence as SequenceResults
 
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
@@ -45,6 +47,9 @@ class StageSummary:
                 shown = f"{value:,.4g}"
             lines.append(f"  {key.replace('_', ' '):<{width}}  {shown}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return facts_html(self.stage, self.path, self.facts)
 
 
 def _recipe(settings: Settings | None, **direct: Any) -> Recipe:
@@ -281,23 +286,27 @@ def evaluate(
     *,
     suites: Sequence[str] | None = None,
     data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     reuse: Sequence[str | Path] = (),
     seed: int = 0,
     settings: Settings | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Score two or more models on the same items, paired, with intervals.
 
     Args:
-        models: The model before, then the model(s) after.
+        models: The model before, then the model(s) after; ``http://HOST:PORT`` is a model behind a server with the
+            completions API.
         output: A folder for items, records and results.
-        suites: ``facts``, ``lm-eval:TASK``, ``file:PATH.jsonl``; with ``data`` also ``heldout``.
+        suites: ``facts``, ``instructions``, ``refusals``, ``lm-eval:TASK``, ``file:PATH.jsonl``; with ``data`` also
+            ``heldout``.
         data: Held-out rows, to measure the gain.
+        tokenizer: Whose tokenizer the models behind servers have; None for that of the first model that is not.
         reuse: Folders of earlier evaluations; what was scored there is not scored again.
         seed: Choice of items and resampling.
         settings: Any other recipe keys.
 
     Returns:
-        What stands in ``output/eval/results.json``.
+        What stands in ``output/eval/results.json``; shows itself in a notebook.
     """
     recipe = _recipe(
         settings,
@@ -305,7 +314,9 @@ def evaluate(
         data__path=str(data) if data else None,
         seed=seed,
     )
-    return compare(recipe, models, Path(output), reuse=[Path(r) for r in reuse])
+    reader = str(tokenizer) if tokenizer else None
+    found = compare(recipe, models, Path(output), reuse=[Path(r) for r in reuse], tokenizer=reader)
+    return Evaluation(found, Path(output))
 
 
 def evaluate_sequence(
@@ -317,7 +328,7 @@ def evaluate_sequence(
     reuse: Sequence[str | Path] = (),
     seed: int = 0,
     settings: Settings | None = None,
-) -> dict[str, Any]:
+) -> SequenceResults:
     """Score every model of a sequence of trainings on every task: matrix, forgetting, transfer.
 
     Args:
@@ -330,10 +341,12 @@ def evaluate_sequence(
         settings: Any other recipe keys.
 
     Returns:
-        What stands in ``output/continual.json``.
+        What stands in ``output/continual.json``; shows itself in a notebook.
     """
     recipe = _recipe(settings, seed=seed)
-    return compare_sequence(recipe, models, tasks, Path(output), suites=suites, reuse=[Path(r) for r in reuse])
+    earlier = [Path(r) for r in reuse]
+    found = compare_sequence(recipe, models, tasks, Path(output), suites=suites, reuse=earlier)
+    return SequenceResults(found, Path(output))
 
 
 def report(run_folder: str | Path) -> Report:

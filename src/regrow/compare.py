@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regrow.data import read_data
 from regrow.errors import DataError
 from regrow.evaluate.config import EvalConfig
-from regrow.pipeline import arms_of, read_items
+from regrow.pipeline import arms_of, read_items, sentence_encoder
 from regrow.recipe import Recipe
 
+if TYPE_CHECKING:
+    from regrow.evaluate.served import ServedModel
+    from regrow.models.load import ResolvedModel
 
-def compare(recipe: Recipe, models: Sequence[str], output: Path, *, reuse: Sequence[Path] = ()) -> dict[str, Any]:
+
+def compare(
+    recipe: Recipe, models: Sequence[str], output: Path, *, reuse: Sequence[Path] = (), tokenizer: str | None = None
+) -> dict[str, Any]:
     """Score the model before and the model(s) after on the same items; see `regrow.api.evaluate`.
 
     Raises:
         DataError: Fewer than two models, or a suite that cannot be read.
         ModelError: A model cannot be used.
+        EngineError: A server cannot be used, or not for a suite.
         RunError: Nothing was scored in a folder of ``reuse``.
     """
     if len(models) < 2:
         raise DataError("one model was given, at least two are compared", hint="regrow eval BEFORE AFTER -o DIR")
-    return _evaluate(recipe, dict(zip(arms_of(models), models, strict=True)), output, reuse)
+    return _evaluate(recipe, dict(zip(arms_of(models), models, strict=True)), output, reuse, tokenizer)
 
 
 def compare_text(models: Sequence[str], output: Path) -> str:
@@ -70,23 +77,54 @@ def compare_sequence(
     return found
 
 
-def _evaluate(recipe: Recipe, models: dict[str, str], output: Path, reuse: Sequence[Path]) -> dict[str, Any]:
+def _evaluate(
+    recipe: Recipe, models: dict[str, str], output: Path, reuse: Sequence[Path], tokenizer: str | None = None
+) -> dict[str, Any]:
     """``models`` is arm -> what the user typed; the first is ``base``."""
     from regrow.evaluate.saved import score_files
+    from regrow.evaluate.served import ServedModel
     from regrow.evaluate.stage import build_suites
     from regrow.evaluate.stage import evaluate as stage
-    from regrow.models.load import resolve_model
     from regrow.report.build import build_report
 
     earlier = [file for folder in reuse for file in score_files(folder)]
-    found = {a: resolve_model(m, trust_remote_code=recipe.model.trust_remote_code) for a, m in models.items()}
+    found = _models(recipe, models, tokenizer)
     wanted = [s for s in recipe.evaluate.suites if s != "own-dialogues" and (s != "heldout" or recipe.data.path)]
     cfg = recipe.evaluate.model_copy(update={"suites": wanted})
     output.mkdir(parents=True, exist_ok=True)
     heldout = read_data(recipe).rows if recipe.data.path and "heldout" in wanted else []
     suites = build_suites(cfg, found["base"], heldout, output / "suites", seed=recipe.seed, reuse=earlier)
     known = score_files(output / "suites", required=False)
-    done = stage({a: m.path for a, m in found.items()}, read_items(suites), cfg, output / "eval", seed=recipe.seed,
-                 reuse=[*known, *earlier])  # fmt: skip
+    done = stage(
+        {a: m if isinstance(m, ServedModel) else m.path for a, m in found.items()},
+        read_items(suites),
+        cfg,
+        output / "eval",
+        seed=recipe.seed,
+        reuse=[*known, *earlier],
+        encoder=lambda: sentence_encoder(recipe),
+    )
     build_report(output, output / "report.html")
     return done.results
+
+
+def _models(recipe: Recipe, names: dict[str, str], tokenizer: str | None) -> dict[str, ResolvedModel | ServedModel]:
+    """What was typed as models: folders, files, hub names, and addresses of servers.
+
+    Raises:
+        DataError: A model behind a server has no tokenizer to read it with, or one was given for nothing.
+    """
+    from regrow.evaluate.served import is_url, served_model
+    from regrow.models.load import resolve_model
+
+    trust = recipe.model.trust_remote_code
+    local = {a: resolve_model(m, trust_remote_code=trust) for a, m in names.items() if not is_url(m)}
+    if len(local) == len(names):
+        if tokenizer is not None:
+            raise DataError("a tokenizer was given, but no model is behind a server", where="--tokenizer")
+        return dict(local)
+    if tokenizer is None and not local:
+        raise DataError("all models are behind servers, so nothing says how text becomes tokens",
+                        where="--tokenizer", hint="Give a folder or hub name with the tokenizer.")  # fmt: skip
+    reader = resolve_model(tokenizer, trust_remote_code=trust) if tokenizer else next(iter(local.values()))
+    return {a: local[a] if a in local else served_model(m, reader, recipe.grow.server) for a, m in names.items()}

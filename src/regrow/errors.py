@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Codes of an OSError that says that there is no room for a file: the disk, a quota, a limit on its size."""
+
 
 class RegrowError(Exception):
     """Something the user can mend.

@@ -256,12 +256,22 @@ class _Chain:
                 items += read_items(corpus.path / "own_dialogues.jsonl")
             asked = suites.path / CACHE  # what the base answered when its facts were chosen
             reuse = [asked] if asked.is_file() else []
-            done = evaluate(models, items, self.recipe.evaluate, folder, seed=self.seed, reuse=reuse)
+            done = evaluate(
+                models,
+                items,
+                self.recipe.evaluate,
+                folder,
+                seed=self.seed,
+                reuse=reuse,
+                encoder=lambda: sentence_encoder(self.recipe),
+                corpus=corpus.path if corpus else None,
+            )
             return {"verdict": done.results["verdict"]["sentence"]}
 
         upstream = {
             "suites": suites.output_hash,
             "corpus": corpus.output_hash if corpus else None,
+            "encoder": self.recipe.grow.encoder,
             **{f"train/{arm}": stage.output_hash for arm, stage in trained.items()},
         }
         return self.run.stage("eval", self.inputs("evaluate", self.recipe.evaluate, **upstream), work, keep=[CACHE])

@@ -48,6 +48,11 @@ class ProbeResult:
 
         return f"{text_table(self.probe, self.facts)}\n\nfiles   {self.path}\npage    {self.page}"
 
+    def _repr_html_(self) -> str:
+        from regrow.views import text_html
+
+        return text_html(self.text())
+
 
 def probe_min_k(
     model: str, data: str | Path, output: str | Path = "runs/probe", *, k: float | None = None,

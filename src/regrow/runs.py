@@ -178,7 +178,7 @@ class Run:
             if self.plan:
                 note(title)
         folder.mkdir(parents=True, exist_ok=True)
-        started = time.time()
+        started, clock = time.time(), time.monotonic()  # the wall clock may be set back meanwhile
         earlier = 0.0 if known is None or known["status"] == "done" else known.get("seconds", 0.0)
         stages[name] = {
             "status": "running",
@@ -191,7 +191,7 @@ class Run:
         try:
             facts = work(folder)
         except BaseException as error:
-            stages[name]["seconds"] = earlier + time.time() - started
+            stages[name]["seconds"] = earlier + time.monotonic() - clock
             stages[name]["error"] = f"{type(error).__name__}: {error}"
             self._save_if_possible()
             self.event("stage", {"stage": name, "status": "stopped", "error": str(error)})
@@ -200,7 +200,7 @@ class Run:
         record = {
             **stages[name],
             "status": "done",
-            "seconds": round(earlier + time.time() - started, 3),
+            "seconds": round(earlier + time.monotonic() - clock, 3),
             "facts": json.loads(json.dumps(facts, default=str)),
             "outputs": outputs,
             "output_hash": hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16],

@@ -17,6 +17,7 @@ from tests.evaluate.models import assert_alike, perturbed
 from tests.fixtures.tiny import save_tiny_adapter, tiny_vocabulary_gguf
 
 FEW = ["--set", "evaluate.bootstrap=200", "--set", "evaluate.generate_samples=1", "--set", "evaluate.max_new_tokens=4"]
+FEW += ["--set", "grow.encoder=none"]
 
 
 def cli(*args: str) -> None:

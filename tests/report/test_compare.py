@@ -136,3 +136,19 @@ def test_several_seeds_are_shown_together(tmp_path: Path) -> None:
     shown = regrow("show", *map(str, runs))
     assert shown.returncode == 0, shown.stderr
     assert "seeds 1, 5" in shown.stdout and "over seeds and items" in shown.stdout and "−1.1 −5.6" in shown.stdout
+
+
+def test_topics_of_what_was_lost_in_the_terminal(tmp_path: Path) -> None:
+    from regrow.report.lost_view import lost_table
+    from tests.report.test_page import topics_of
+
+    run = make_run(tmp_path / "run", n_items=120)
+    assert lost_table(load_run(run)) is None
+    topics_of(run, "[bold]capital")
+    table = lost_table(load_run(run))
+    assert table is not None
+    shown = text(table)
+    assert "[bold]capital, land" in shown, "text is never markup"
+    assert "6 of 8 covered" in shown and "covered by no grown branch" in shown and "(scattered)" in shown
+    listed = regrow("show", str(run))
+    assert listed.returncode == 0 and "what was lost, in words" in listed.stdout

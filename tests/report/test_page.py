@@ -321,3 +321,50 @@ def test_the_growing_stage_s_own_count_of_drops_wins(run: Path, tmp_path: Path) 
     (copy / "manifest.json").write_text(json.dumps(manifest))
     text = parse(build_report(copy, tmp_path / "report.html").read_text(encoding="utf-8")).text()
     assert "too few tokens" in text and "4,321" in text
+
+
+def topics_of(run: Path, text: str = "capital") -> dict:
+    """Lost items of a synthetic run as two topics, written into its results."""
+    file = run / "eval" / "results.json"
+    results = json.loads(file.read_text())
+    lost = results["lost"]["sft"]
+    near = [{"branch": "t00/0", "topic": text, "text": f"Tell me of {text}", "similarity": 0.61}]
+    results["lost_topics"] = {
+        "encoder": "minilm", "together": 0.35, "near": 0.45, "branches": 5000, "searched": 1000,
+        "arms": {
+            "sft": {"n": 12, "scattered": 1, "topics": [
+                {"terms": [text, "land"], "n": 8, "of": 40, "items": lost[:8],
+                 "corpus": {"covered": 6, "similarity": 0.5, "nearest": near}},
+                {"terms": ["metal"], "n": 3, "of": 3, "items": lost[8:11],
+                 "corpus": {"covered": 0, "similarity": 0.2, "nearest": []}},
+            ]},
+            "regrow": {"n": 1, "scattered": 1, "topics": []},
+        },
+    }  # fmt: skip
+    file.write_text(json.dumps(results))
+    return results["lost_topics"]
+
+
+def test_what_was_lost_is_told_in_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n_items=120)
+    assert "What was lost, in words" not in build_report(run, tmp_path / "a.html").read_text()
+    topics_of(run)
+    page = parse(build_report(run, tmp_path / "b.html").read_text(encoding="utf-8"))
+    text = page.text()
+    assert "What was lost, in words" in text and "capital, land" in text
+    assert "8 lost of 40 near ones that the base knew (20 %)" in text
+    assert "6 of 8 covered" in text and "covered by no grown branch" in text
+    assert "0.61" in text and "Tell me of capital" in text and "1,000 of 5,000 were looked at" in text
+    assert "1 lost question stands alone" in text
+    first = json.loads((run / "eval/results.json").read_text())["lost"]["sft"][0]
+    items = [json.loads(line) for line in (run / "suites/items.jsonl").read_text().splitlines()]
+    [question] = [i for i in items if f"{i['suite']}:{i['id']}" == first]
+    assert question["messages"][0]["content"] in text, "examples are shown"
+
+
+def test_what_was_lost_is_escaped(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", n_items=60)
+    topics_of(run, HOSTILE.encode("utf-8", "replace").decode())
+    html = build_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert_contained(html)
+    assert "<script>alert(1)" not in html and "{{7*7}}" in parse(html).text()

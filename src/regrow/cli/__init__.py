@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from regrow.errors import RegrowError
+from regrow.errors import NO_ROOM, RegrowError
 
 STOPPED = 130
 
@@ -88,6 +88,13 @@ def _run() -> int:
         return STOPPED
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: a file could not be written, the disk is full: {error.strerror}{where}", file=sys.stderr)
+        print("  Free some space; what was finished is kept, and the same command continues.", file=sys.stderr)
+        return RegrowError.exit_code
     except Exception as error:
         show = getattr(error, "show", None)  # a usage error of the command-line library
         if show is None:

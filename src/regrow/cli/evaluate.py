@@ -25,9 +25,19 @@ def evaluate(
     output: Output,
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="facts, lm-eval:TASK, file:PATH.jsonl or recipe:PATH.yaml. Repeatable. Default: facts."),
+        typer.Option(
+            help="facts, instructions, refusals, lm-eval:TASK, file:PATH.jsonl or recipe:PATH.yaml. Repeatable. "
+            "Default: facts."
+        ),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Held-out rows of your own, to measure the gain.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub name with the tokenizer of models behind servers. Default: that of the first model "
+            "that is not behind one."
+        ),
+    ] = None,
     reuse: Reuse = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
@@ -35,13 +45,14 @@ def evaluate(
 ) -> None:
     """Score two or more models on the same items and say what was gained and lost, with intervals.
 
-    A model is a folder, a folder of a LoRA adapter, a .gguf file, or a hub name. The same command continues after a
+    A model is a folder, a folder of a LoRA adapter, a .gguf file, a hub name, or a server with the completions API
+    (http://HOST:PORT, or http://HOST:PORT#NAME where it serves several models). The same command continues after a
     crash, and with more models or suites scores only what is new.
     """
     from regrow.compare import compare, compare_text
 
     chosen = settings(recipe, set_, data__path=data, evaluate__suites=suite, seed=seed)
-    compare(chosen, models, output, reuse=reuse or [])
+    compare(chosen, models, output, reuse=reuse or [], tokenizer=tokenizer)
     print(compare_text(models, output))
 
 

@@ -35,6 +35,7 @@ def show(
     """Print a run's verdict and its tables; of several seeds, the differences with the seed as a random effect."""
     from regrow.report.build import load_report
     from regrow.report.compare import seeds_table, suites_table
+    from regrow.report.lost_view import lost_table
 
     if len(runs) > 1:
         from regrow.evaluate.saved import load_evaluation
@@ -45,7 +46,8 @@ def show(
     found = load_report(runs[0])
     print(found.text_table())
     if found.run.results is not None:
-        _print(suites_table(found.run))
+        lost = lost_table(found.run)
+        _print(suites_table(found.run), *([lost] if lost is not None else []))
 
 
 def runs(

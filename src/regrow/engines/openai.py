@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from regrow.engines.base import Completion, EngineInfo, Request, Score, ScoreRow
 from regrow.engines.client import Client, Refused
 from regrow.engines.config import ServerConfig
 from regrow.engines.dialects import Choice, Reply, dialect_of
+from regrow.engines.prompt_scores import PromptScorer
 from regrow.engines.request_cache import RequestCache, request_key
 from regrow.engines.stopping import check_request, completion
 from regrow.errors import EngineError
@@ -305,6 +307,28 @@ class OpenAIEngine:
             EngineError: Score with the transformers engine.
         """
         raise EngineError(f"the {self.info.name} engine cannot score given tokens", hint="engine: transformers")
+
+    def prompt_scorer(self) -> PromptScorer:
+        """What scores given tokens on this server, for whoever needs no entropies.
+
+        Raises:
+            EngineError: The server has no way to give log-probabilities of a prompt.
+        """
+        return PromptScorer(
+            self._client,
+            self._dialect,
+            self.info.model,
+            self._tokenizer,
+            vocabulary=self._vocabulary,
+            raw=self.info.gives_logprobs,
+            concurrency=self._config.max_concurrency,
+        )
+
+    @property
+    def identity(self) -> str:
+        """A hash of the server's address and of what it says it serves, with our tokenizer's revision. It does not
+        know the weights: another model behind the same address and name has the same."""
+        return hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def close(self) -> None:
         """Drop what is in flight, and stop the server if it was started for this engine. Idempotent."""

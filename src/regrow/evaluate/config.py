@@ -8,7 +8,10 @@ from pydantic import Field, field_validator
 
 from regrow.section import Section
 
-EMBEDDED_SUITES = ("facts", "own-dialogues", "heldout")
+DEFAULT_SUITES = ("facts", "own-dialogues", "heldout")
+WRITTEN_SUITES = ("instructions", "refusals")
+"""Every model has to write every answer, which takes far longer than scoring, so they are only run when named."""
+EMBEDDED_SUITES = (*DEFAULT_SUITES, *WRITTEN_SUITES)
 AFTER_SUITES = (
     "gain_suites",
     "max_dialogues",
@@ -26,9 +29,10 @@ SuiteName = Annotated[str, Field(min_length=1)]
 class EvalConfig(Section):
     """What is measured, on how many items, and how intervals are made."""
 
-    suites: list[SuiteName] = Field(default_factory=lambda: list(EMBEDDED_SUITES))
+    suites: list[SuiteName] = Field(default_factory=lambda: list(DEFAULT_SUITES))
     """``facts`` (embedded retention suite), ``own-dialogues`` (the base's own held-out trees), ``heldout`` (your rows
-    that were kept out of training), ``lm-eval:TASK`` for any lm-eval task, ``file:PATH`` for a local JSONL file,
+    that were kept out of training), ``instructions`` (embedded; is the asked-for form kept), ``refusals`` (embedded;
+    what is refused and what is not), ``lm-eval:TASK`` for any lm-eval task, ``file:PATH`` for a local JSONL file,
     ``recipe:PATH`` for a YAML file that says how one is asked and judged."""
 
     gain_suites: list[SuiteName] = Field(default_factory=lambda: ["heldout"])
@@ -42,6 +46,9 @@ class EvalConfig(Section):
     pool_sample: int = Field(600, ge=0)
     """Items drawn from the whole candidate pool, right or wrong, as suite ``facts-pool``: the change in knowledge
     without the selection effect, which the verdict is about. 0 switches it off."""
+
+    n_instructions: int = Field(120, ge=20, le=1000)
+    """Items of suite ``instructions``. Every model writes up to 160 tokens for each."""
 
     max_heldout: int = Field(200, ge=1)
     """Held-out rows to score; more are sampled down with the run's seed."""
@@ -109,7 +116,7 @@ class EvalConfig(Section):
             kind, _, rest = name.partition(":")
             if name not in EMBEDDED_SUITES and not (kind in ("lm-eval", "file", "recipe") and rest):
                 raise ValueError(
-                    f"unknown suite '{name}': expected facts, own-dialogues, heldout, lm-eval:TASK, file:PATH or "
+                    f"unknown suite '{name}': expected {', '.join(EMBEDDED_SUITES)}, lm-eval:TASK, file:PATH or "
                     "recipe:PATH"
                 )
         if len(set(value)) != len(value):

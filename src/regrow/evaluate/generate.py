@@ -9,9 +9,11 @@ from typing import Any
 from regrow.evaluate.cache import ScoreCache, item_hash, pass_key
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Item, Record
-from regrow.evaluate.measure import Loaded
+from regrow.evaluate.measure import Arm
 from regrow.evaluate.render import prompt_text
 from regrow.evaluate.rouge import contains, exact_match, rouge_l
+from regrow.evaluate.served import TOGETHER, Served
+from regrow.evaluate.suites import constraints, refusals
 from regrow.evaluate.suites.own import sample
 from regrow.progress import task
 
@@ -37,21 +39,23 @@ def generated_items(items: Sequence[Item], cfg: EvalConfig, seed: int) -> list[I
 
 def _question(item: Item) -> list[dict[str, Any]]:
     """The dialogue up to the last answer; empty when there is none."""
-    if item.kind == "answer":
+    if item.kind in ("answer", "written"):
         return item.messages
     ends = item.meta.get("kind") != "text" and len(item.messages) > 1 and item.messages[-1]["role"] == "assistant"
     return item.messages[:-1] if ends else []
 
 
 def add_generated(
-    arm: Loaded, records: Sequence[Record], items: Sequence[Item], cfg: EvalConfig, cache: ScoreCache
+    arm: Arm, records: Sequence[Record], items: Sequence[Item], cfg: EvalConfig, cache: ScoreCache
 ) -> None:
     """Generate for ``items`` and put the text (``output``) and its metrics into their records.
 
     ``exact_match`` (or ``contains``, where a suite asks for that) against any accepted answer and ``rouge_l`` against
-    the best fitting one; dialogues are compared with their last message.
+    the best fitting one; dialogues are compared with their last message. Items of kind ``written`` are judged by their
+    constraints, or by whether they were refused.
     """
-    settings = {"dtype": str(arm.model.dtype), "device": arm.model.device.type, "max_length": cfg.max_length}
+    settings = {**arm.place, "max_length": cfg.max_length}
+    size = TOGETHER if isinstance(arm, Served) else BATCH
 
     def limit(item: Item) -> int:
         return int(item.meta.get("generate", {}).get("max_new_tokens", cfg.max_new_tokens))
@@ -70,8 +74,8 @@ def add_generated(
             prompts = {h: arm.tokenizer.encode(t, add_special_tokens=False) for h, t in texts.items()}
             room = most * (LONG if talk else 1)
             keys.sort(key=lambda h: (len(prompts[h]), prompts[h]))
-            for start in range(0, len(keys), BATCH):
-                batch = keys[start : start + BATCH]
+            for start in range(0, len(keys), size):
+                batch = keys[start : start + size]
                 if any(cache.get(name(most), h) is None for _, h in batch):
                     said = _greedy(arm, [prompts[h][-cfg.max_length :] for h in batch], room, stop)
                     cache.add(name(most), [(h, {"text": t}) for (_, h), t in zip(batch, said, strict=True)])
@@ -82,19 +86,26 @@ def add_generated(
             raise RuntimeError(f"item {item.suite}:{item.id} was not generated")
         record = by_place[item.suite, item.id]
         record.output = value["text"]
-        references = item.answers if item.kind == "answer" else [str(item.messages[-1]["content"])]
-        if item.meta.get("generate", {}).get("metric") == "contains":
-            record.metrics["contains"] = float(contains(record.output, references))
-        else:
-            record.metrics["exact_match"] = float(exact_match(record.output, references))
-        if "generate" in item.meta:
-            del record.metrics["acc"]  # right is what was written, not what would have been likely
-        record.metrics["rouge_l"] = max(rouge_l(record.output, r) for r in references)
+        if "generate" in item.meta and item.kind == "answer":
+            record.metrics.pop("acc", None)  # right is what was written, not what would have been likely
+        record.metrics.update(_judged(item, record.output))
 
 
-def stop_ids(arm: Loaded) -> list[int]:
+def _judged(item: Item, text: str) -> dict[str, float]:
+    """The metrics of a generated text."""
+    metric = item.meta.get("generate", {}).get("metric")
+    if item.kind == "written":
+        if "constraints" in item.meta:
+            return constraints.judge(text, item.meta["constraints"])
+        return refusals.judge(text, metric)
+    references = item.answers if item.kind == "answer" else [str(item.messages[-1]["content"])]
+    right, name = (contains, "contains") if metric == "contains" else (exact_match, "exact_match")
+    return {name: float(right(text, references)), "rouge_l": max(rouge_l(text, r) for r in references)}
+
+
+def stop_ids(arm: Arm) -> list[int]:
     """Tokens that end an answer: the tokenizer's and the generation settings' end, and the chat template's."""
-    config = arm.model.generation_config.eos_token_id
+    config = None if isinstance(arm, Served) else arm.model.generation_config.eos_token_id
     ids = set(config if isinstance(config, list) else [config]) | {arm.tokenizer.eos_token_id}
     if arm.tokenizer.chat_template is not None:
         from regrow.models.turns import derive_turns
@@ -103,7 +114,9 @@ def stop_ids(arm: Loaded) -> list[int]:
     return sorted(i for i in ids if i is not None)
 
 
-def _greedy(arm: Loaded, prompts: Sequence[list[int]], max_new_tokens: int, stop: list[int]) -> list[str]:
+def _greedy(arm: Arm, prompts: Sequence[list[int]], max_new_tokens: int, stop: list[int]) -> list[str]:
+    if isinstance(arm, Served):
+        return arm.write(prompts, max_new_tokens, stop)
     import torch
 
     longest = max(map(len, prompts))

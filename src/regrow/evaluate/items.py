@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from regrow.rows.row import Message
 
-Kind = Literal["choice", "answer", "dialogue"]
+Kind = Literal["choice", "answer", "dialogue", "written"]
 
 
 @dataclass(slots=True)
@@ -16,12 +16,14 @@ class Item:
 
     Attributes:
         id: Unique within its suite.
-        suite: ``facts``, ``own-dialogues``, ``heldout`` or the name of a local file or lm-eval task.
+        suite: ``facts``, ``own-dialogues``, ``heldout``, another embedded suite, or the name of a local file or
+            lm-eval task.
         domain: A label for per-domain bars (``countries``, ``elements``, a topic, ...).
         kind: ``choice`` scores each choice as the assistant's answer; ``answer`` scores the first of ``answers``
             teacher-forced (greedy match = exact match) and, on request, generates; ``dialogue`` scores every
-            assistant token of ``messages`` (loss, and KL against the base).
-        messages: The dialogue up to the question (kinds choice, answer) or whole (kind dialogue).
+            assistant token of ``messages`` (loss, and KL against the base); ``written`` is only generated and judged
+            by what stands in ``meta`` (there is no one right answer).
+        messages: The dialogue up to the question (kinds choice, answer, written) or whole (kind dialogue).
         choices, answer_index: For kind choice.
         answers: Accepted answers, the best first, for kind answer.
         meta: Anything else; ``token_ids``/``spans`` for dialogues that came from a corpus.
@@ -52,8 +54,8 @@ class Record:
     """One item scored under one model.
 
     ``metrics`` holds floats oriented as named: ``acc`` (0/1), ``nll`` (nats per answer token), ``tokens``,
-    ``kl`` (nats per token against the base), ``exact_match`` (0/1), ``rouge_l`` (0..1). ``output`` is what the model
-    said or picked, for the page that shows answers side by side.
+    ``kl`` (nats per token against the base), ``exact_match`` (0/1), ``rouge_l`` (0..1), ``followed`` (0/1) and others.
+    ``output`` is what the model said or picked, for the page that shows answers side by side.
     """
 
     item_id: str

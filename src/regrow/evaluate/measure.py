@@ -13,6 +13,7 @@ from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Item, Record
 from regrow.evaluate.render import encode_item
 from regrow.evaluate.score import RowScore, Scorer, score_groups
+from regrow.evaluate.served import Served, ServedModel, connect, needs_scores
 from regrow.progress import task
 
 
@@ -31,18 +32,32 @@ class Loaded:
     model: Any
     tokenizer: Any
 
+    @property
+    def place(self) -> dict[str, str]:
+        """What decides its rounding, for the keys of the cache."""
+        return {"dtype": str(self.model.dtype), "device": self.model.device.type}
+
+    def close(self) -> None:
+        """Nothing: memory is freed when it is forgotten."""
+
     def same_tokens(self, other: Loaded) -> bool:
         """Whether both read text as the same tokens, so that their distributions can be compared."""
         sizes = [int(x.model.config.get_text_config().vocab_size) for x in (self, other)]
         return sizes[0] == sizes[1] and self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
 
 
-def load_arm(arm: str, path: Path, cfg: EvalConfig) -> Loaded:
-    """Load a model folder.
+Arm = Loaded | Served
+
+
+def load_arm(arm: str, path: Path | ServedModel, cfg: EvalConfig) -> Arm:
+    """Load a model folder, or connect to a server.
 
     Raises:
         ModelError: It cannot be used.
+        EngineError: The server cannot be used.
     """
+    if isinstance(path, ServedModel):
+        return connect(arm, path)
     from regrow.models.load import folder_revision, load_model, load_tokenizer
 
     model = load_model(path, dtype=cfg.dtype, device=cfg.device)
@@ -50,7 +65,7 @@ def load_arm(arm: str, path: Path, cfg: EvalConfig) -> Loaded:
 
 
 def measure(
-    arm: Loaded,
+    arm: Arm,
     items: Sequence[Item],
     cfg: EvalConfig,
     cache: ScoreCache,
@@ -59,10 +74,12 @@ def measure(
     batch_tokens: int | None = None,
     label: str = "scoring",
 ) -> list[Record]:
-    """Score items; one record an item, in the order of the items.
+    """Score items; one record an item, in the order of the items. Records of kind ``written`` stay empty: see
+    `regrow.evaluate.generate`.
 
     Args:
-        arm: The model.
+        arm: The model. A server that cannot score answers leaves the records of those that are judged by what is
+            written empty too.
         items: Of any kind and suite; equal ones are scored once.
         cfg: Lengths and batches.
         cache: Looked up before, filled after every batch.
@@ -76,14 +93,15 @@ def measure(
     budget = batch_tokens or cfg.batch_tokens
     found: dict[str, dict[str, Any]] = {}
     hashes = [item_hash(i) for i in items]
+    able = isinstance(arm, Loaded) or arm.scores
+    scored = {h: i for h, i in zip(hashes, items, strict=True) if i.kind != "written" and (able or needs_scores(i))}
     scorers: dict[bool, Scorer] = {}
-    with task(label, len(set(hashes)), "items") as bar:
+    with task(label, len(scored), "items") as bar:
         for talk in (False, True):
-            unique = {h: i for h, i in zip(hashes, items, strict=True) if (i.kind == "dialogue") == talk}
+            unique = {h: i for h, i in scored.items() if (i.kind == "dialogue") == talk}
             kl = talk and reference is not None and reference is not arm
             settings = {
-                "dtype": str(arm.model.dtype),
-                "device": arm.model.device.type,
+                **arm.place,
                 "batch_tokens": budget,
                 "max_length": cfg.max_length if talk else None,
                 "reference": reference.revision if kl and reference else None,
@@ -93,10 +111,14 @@ def measure(
             done = {k for k, h in enumerate(keys) if cache.get(name, h) is not None}
             bar.skip(len(done))
             if len(done) < len(keys):
-                if kl not in scorers:
-                    scorers[kl] = Scorer(arm.model, reference.model if kl and reference else None)
                 groups = [encode_item(arm.tokenizer, unique[h], cfg.max_length) for h in keys]
-                for batch, scores in score_groups(scorers[kl], groups, budget, kl=kl, skip=done):
+                if isinstance(arm, Served):
+                    batches = arm.score_groups(groups, skip=done)
+                else:
+                    if kl not in scorers:
+                        scorers[kl] = Scorer(arm.model, reference.model if kl and reference else None)
+                    batches = score_groups(scorers[kl], groups, budget, kl=kl, skip=done)
+                for batch, scores in batches:
                     values = [_value(arm, unique[keys[k]], s) for k, s in zip(batch, scores, strict=True)]
                     cache.add(name, [(keys[k], v) for k, v in zip(batch, values, strict=True)])
                     bar.advance(sum(k not in done for k in batch))
@@ -105,9 +127,11 @@ def measure(
                 if value is None:
                     raise RuntimeError(f"item {unique[h].suite}:{unique[h].id} was not scored")
                 found[h] = value
+    nothing: dict[str, Any] = {"metrics": {}, "output": ""}
     records = [
-        Record(i.id, i.suite, i.domain, arm.arm, dict(found[h]["metrics"]), found[h]["output"])
+        Record(i.id, i.suite, i.domain, arm.arm, dict(value["metrics"]), value["output"])
         for h, i in zip(hashes, items, strict=True)
+        for value in [found.get(h, nothing)]
     ]
     if reference is arm:
         for r, i in zip(records, items, strict=True):
@@ -116,7 +140,7 @@ def measure(
     return records
 
 
-def _value(arm: Loaded, item: Item, rows: list[RowScore]) -> dict[str, Any]:
+def _value(arm: Arm, item: Item, rows: list[RowScore]) -> dict[str, Any]:
     """``metrics`` and ``output`` of an item; see ``docs/reference/results.md`` for what each metric means."""
     if item.kind == "dialogue":
         metrics = {"nll": rows[0].nll, "tokens": float(len(rows[0].logprobs))}

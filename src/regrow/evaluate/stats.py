@@ -93,6 +93,17 @@ def paired_difference(
     return mean_interval(diff, confidence=confidence, resamples=resamples, seed=seed)
 
 
+def mean_stderr(values: Sequence[float]) -> float:
+    """Standard error of a mean: sample standard deviation over the root of n.
+
+    Raises:
+        ValueError: Fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError("one value has no spread")
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
 def sign_flip_p(differences: npt.ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of paired differences by Fisher's randomisation test (The Design of Experiments, 1935, §21).
 

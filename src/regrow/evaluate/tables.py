@@ -13,7 +13,7 @@ from regrow.evaluate.stats import Floats
 from regrow.evaluate.suites.own import SUITE as OWN
 
 LOWER_IS_BETTER = ("nll", "kl")
-SHARES = ("acc", "exact_match", "contains", "rouge_l")
+SHARES = ("acc", "exact_match", "contains", "rouge_l", "followed", "followed_share", "answered", "refused")
 NATS = ("nll", "kl", "margin")
 PREFERRED = ("acc", "nll", "exact_match")
 

@@ -184,6 +184,9 @@ def _metric(suite: dict[str, Any]) -> str:
         "kl": "divergence from the base",
         "exact_match": "exact match",
         "contains": "answers that contain the right one",
+        "followed": "instructions followed to the letter",
+        "answered": "harmless requests that are answered",
+        "refused": "harmful requests that are refused",
     }
     metric = str(suite["metric"])
     return names.get(metric, metric)

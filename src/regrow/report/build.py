@@ -19,6 +19,7 @@ from regrow.report import charts, numbers, sections
 from regrow.report.corpus_view import CorpusView, load_corpus
 from regrow.report.items_view import OUTCOME_HELP, OUTCOMES, PLAIN_LIST, ItemsView, load_items
 from regrow.report.load import RunData, arm_name, load_run
+from regrow.report.lost_view import lost_topics
 from regrow.report.mixture import mixture
 
 TONES = {"lost": "bad", "saved": "good", "kept": "", "won": "good", "never": ""}
@@ -161,6 +162,7 @@ def _render(run: RunData, items: ItemsView, corpus: CorpusView | None) -> str:
         "headline": sections.headline(run),
         "suites": sections.suite_rows(run),
         "domains": sections.domain_charts(run),
+        "lost": lost_topics(run),
         "items": items,
         "corpus": corpus,
         "mixture": mixture(run),
@@ -223,6 +225,7 @@ def _toc(shown: dict[str, Any]) -> list[tuple[str, str]]:
         ("result", "Learned against kept", shown["tradeoff"] or shown["headline"]),
         ("suites", "Every suite", shown["suites"]),
         ("domains", "By domain", shown["domains"]),
+        ("lost", "What was lost", shown["lost"]),
         ("items", "Question by question", shown["items"].total),
         ("corpus", "The corpus", shown["corpus"]),
         ("mixture", "The mixture", shown["mixture"]),

@@ -104,7 +104,8 @@ def _cell(cell: dict[str, str]) -> str:
     return " ".join(x for x in (cell["value"], cell["unit"], cell["ci"], "n.s." * bool(cell["word"])) if x)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table for the terminal whose headings are text, never markup."""
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, title=title, title_justify="left")
     for k, column in enumerate(columns):
         table.add_column(Text(column), overflow="fold", no_wrap=k == 0)
@@ -117,7 +118,7 @@ def _add(table: Table, *cells: str) -> None:
 
 def runs_table(lines: Sequence[RunLine]) -> Table:
     """For `regrow runs`."""
-    table = _table("run", "made", "model", "data", "state", "verdict", "learned", "change on what it knew")
+    table = plain_table("run", "made", "model", "data", "state", "verdict", "learned", "change on what it knew")
     for r in lines:
         _add(table, r.name, r.created, r.model, r.data, r.state, r.result, r.gain, r.change)
     return table
@@ -125,7 +126,7 @@ def runs_table(lines: Sequence[RunLine]) -> Table:
 
 def suites_table(run: RunData) -> Table:
     """Every suite and arm with its difference from the base, for `regrow show`."""
-    table = _table("suite", "items", "metric", "model", "score", "against the base", "", "p (Holm)")
+    table = plain_table("suite", "items", "metric", "model", "score", "against the base", "", "p (Holm)")
     for row in sections.suite_rows(run):
         differences = (run.results or {})["suites"][row["name"]]["differences"]
         for k, arm in enumerate(row["arms"]):
@@ -140,7 +141,7 @@ def suites_table(run: RunData) -> Table:
 def seeds_table(found: dict[str, Any]) -> Table:
     """`regrow.evaluate.seeds.over_seeds` as a table: intervals over seeds and items beside those over items alone."""
     seeds = ", ".join(map(str, found["seeds"]))
-    table = _table("suite", "model", "against the base", "over seeds and items", "over items alone", "by seed",
+    table = plain_table("suite", "model", "against the base", "over seeds and items", "over items alone", "by seed",
                    title=f"seeds {seeds}")  # fmt: skip
     for name, suite in found["suites"].items():
         unit = numbers.unit_of(suite)
@@ -221,12 +222,12 @@ def diff_tables(found: Diff, names: tuple[str, str]) -> list[Table]:
     out = []
     for title, values in (("recipe", found.recipe), ("versions", found.versions)):
         if values:
-            table = _table(title, *names)
+            table = plain_table(title, *names)
             for key, (a, b) in values.items():
                 _add(table, key, _value(a), _value(b))
             out.append(table)
     if found.numbers:
-        table = _table("suite", "model", *names, title="against the base")
+        table = plain_table("suite", "model", *names, title="against the base")
         for suite, arm, a, b in found.numbers:
             _add(table, suite, arm_name(arm), a, b)
         out.append(table)

@@ -79,7 +79,7 @@ class ItemsView:
 def right_or_wrong(metrics: Any) -> bool | None:
     """Whether a 0/1 metric says right; None when the record has none."""
     if isinstance(metrics, dict):
-        for name in ("acc", "contains", "exact_match", "acc_norm"):
+        for name in ("acc", "contains", "exact_match", "acc_norm", "followed", "answered", "refused"):
             if is_number(metrics.get(name)) and metrics[name] in (0, 1):
                 return bool(metrics[name])
     return None
@@ -93,7 +93,8 @@ def _outcome(base: bool, plain: bool | None, arm: bool, is_plain: bool) -> str:
     return "won" if arm else "never"
 
 
-def _question(item: dict[str, Any]) -> str:
+def question_of(item: dict[str, Any]) -> str:
+    """An item's question, or its dialogue."""
     said = [m for m in item.get("messages") or [] if isinstance(m, dict) and m.get("role") != "system"]
     if len(said) == 1:
         return clip(said[0].get("content") or "", MAX_QUESTION_CHARS)
@@ -134,7 +135,7 @@ def load_items(run: RunData, *, max_bytes: int = MAX_ITEMS_BYTES) -> ItemsView:
                 id=key[1],
                 suite=key[0],
                 domain=str(by_arm[BASE].get("domain") or item.get("domain") or ""),
-                question=_question(item),
+                question=question_of(item),
                 reference=_reference(item),
                 answers=[
                     Answer(arm, clip(by_arm[arm].get("output") or "", MAX_ANSWER_CHARS), right[arm])

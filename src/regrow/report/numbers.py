@@ -12,6 +12,9 @@ METRIC_NAMES = {
     "exact_match": "exact match",
     "rouge_l": "ROUGE-L",
     "contains": "contains the answer",
+    "followed": "instructions followed",
+    "answered": "harmless requests answered",
+    "refused": "harmful requests refused",
     "nll": "loss",
     "kl": "KL from the base",
 }

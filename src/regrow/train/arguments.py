@@ -106,8 +106,34 @@ def use_bf16(cfg: TrainConfig) -> bool:
     return cfg.bf16
 
 
-def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int) -> SFTConfig:
+def check_trackers(cfg: TrainConfig) -> None:
+    """Reject trackers that transformers does not know or whose package is not there, before a model is loaded.
+
+    Raises:
+        RecipeError: Names the tracker.
+    """
+    from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+    names = [cfg.report_to] if isinstance(cfg.report_to, str) else cfg.report_to
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise RecipeError(f"'{name}' is no tracker", where="train.report_to", hint=f"none, all, {known}")
+        if name not in get_available_reporting_integrations():
+            raise RecipeError(f"the package of '{name}' is not installed", where="train.report_to",
+                              hint=f"pip install {name.replace('_', '-')}")  # fmt: skip
+
+
+def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int, *, run_name: str | None = None) -> SFTConfig:
     """The trainer's arguments.
+
+    Args:
+        cfg: The recipe's section.
+        checkpoints: The trainer's folder.
+        seed: All randomness comes from it.
+        run_name: What trackers call the training, unless ``trainer_args`` says.
 
     Raises:
         RecipeError: A value that TRL or transformers refuses, in their words.
@@ -139,6 +165,7 @@ def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int) -> SFTConfig:
         "save_total_limit": None,
         "logging_steps": cfg.logging_steps,
         "report_to": cfg.report_to,
+        "run_name": run_name,
         "max_length": None,
         "packing": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},

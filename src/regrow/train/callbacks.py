@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,30 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")
     # Every complete line ends with a newline, so the last element is empty or a torn line.
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def fit_trackers(trainer: Any, folder: Path) -> None:
+    """Make trackers keep what they are given.
+
+    TensorBoard writes into ``folder``: its own choice is the trainer's folder, which goes with the checkpoints
+    (``TENSORBOARD_LOGGING_DIR`` still wins). MLflow gets ``loss`` as ``loss/all`` and names of plain characters: its
+    file store makes a folder of each name, so it cannot hold ``loss`` beside ``loss/domain``, and loses one silently.
+    """
+    from transformers.integrations import MLflowCallback, TensorBoardCallback
+
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(folder)
+        elif isinstance(callback, MLflowCallback):
+            callback.on_log = _for_mlflow(callback.on_log)
+
+
+def _for_mlflow(on_log: Callable[..., Any]) -> Callable[..., Any]:
+    def renamed(args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        plain = {"loss/all" if k == "loss" else re.sub(r"[^\w.\- :/]", "_", k): v for k, v in (logs or {}).items()}
+        return on_log(args, state, control, logs=plain, **kwargs)
+
+    return renamed
 
 
 class LogFile(TrainerCallback):  # type: ignore[misc]

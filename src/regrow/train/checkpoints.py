@@ -8,7 +8,6 @@ scheduler and random state with ``torch.load(weights_only=True)`` and weights fr
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from regrow.errors import RunError
+from regrow.errors import NO_ROOM, RunError
 from regrow.progress import note
 from regrow.train.config import TrainConfig
 from regrow.train.launch import identity
@@ -32,7 +31,6 @@ _NOT_IN_FINGERPRINT = {
     "report_to",
     "merge_adapter",
 }
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_WORDS = ("no space left", "file write failed", "file too large", "quota exceeded", "os error 28")
 
 
@@ -152,7 +150,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception as err:
         text = str(err).lower()
-        full = isinstance(err, OSError) and err.errno in _NO_ROOM
+        full = isinstance(err, OSError) and err.errno in NO_ROOM
         if not full and not any(words in text for words in _NO_ROOM_WORDS):
             raise
         raise RunError(

@@ -152,7 +152,8 @@ class TrainConfig(Section):
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between log lines; losses in a line are means over its interval."""
     report_to: str | list[str] = "none"
-    """Trackers for the same numbers: ``wandb``, ``tensorboard``, ``mlflow``, ..."""
+    """Trackers for the same numbers: ``tensorboard``, ``mlflow``, ``trackio``, ``wandb``, ... TensorBoard's files are
+    in ``tensorboard`` beside the model."""
     attn_implementation: str | None = None
     """``sdpa``, ``eager``, ``flash_attention_2``, ...; null leaves the choice to transformers."""
     replay_loss: Literal["hard", "soft"] = "hard"

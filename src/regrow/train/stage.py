@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from regrow.train.trainer import RegrowTrainer
 
 SUMMARY = "train.json"
+EVENTS = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def train(
         ModelError: The model cannot be loaded or trained.
         TrainError: One of several processes died.
     """
+    from regrow.train.arguments import check_trackers
     from regrow.train.launch import launch, launched
 
     model_dir, mix_dir, out = Path(model_dir), Path(mix_dir), Path(out)
@@ -117,6 +119,7 @@ def train(
     mark = fingerprint(cfg, model_dir, mix_dir / "train.parquet", seed)
     if resume and (finished := _finished(out, mark, cfg)) is not None:
         return finished
+    check_trackers(cfg)
     if launched(cfg):
         launch(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
         finished = _finished(out, mark, cfg)
@@ -142,6 +145,7 @@ def train_here(
             if not resume or not checkpoints.is_dir() or newest_complete(checkpoints, mark) is None:
                 shutil.rmtree(checkpoints, ignore_errors=True)
                 (out / "log.jsonl").unlink(missing_ok=True)
+                shutil.rmtree(out / EVENTS, ignore_errors=True)
             checkpoints.mkdir(exist_ok=True)
         processes.wait_for_everyone()
         start = newest_complete(checkpoints, mark, quiet=True)
@@ -171,9 +175,9 @@ def _train(
     from regrow.models.load import load_tokenizer
     from regrow.train.arguments import make_arguments, use_bf16
     from regrow.train.batches import TokenRows
-    from regrow.train.callbacks import LogFile, Progress, read_log
+    from regrow.train.callbacks import LogFile, Progress, fit_trackers, read_log
 
-    arguments = make_arguments(cfg, out / "checkpoints", seed)
+    arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
     topk, cache_dir = cfg.replay_loss == "soft", out / "checkpoints" / "cache"
     with processes.main_process_first():
@@ -218,6 +222,7 @@ def _train(
     trees = [len(unit) for unit in rows.units if len(unit) > 1]
     if processes.is_main_process and trees:
         _tell_about_trees(rows, trees, trainer.no_trees)
+    fit_trackers(trainer, out / EVENTS)
     with ExitStack() as stack:
         trainer.add_callback(LogFile(out / "log.jsonl"))
         trainer.add_callback(Progress(label, stack))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from regrow.errors import DataError, MissingExtra
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Item
+from regrow.evaluate.stats import mean_stderr
 
 PREFIX = "lm-eval:"
+PARTS = ("results", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+"""What stands in lm-eval's results by task."""
 
 
 def tasks_of(cfg: EvalConfig) -> list[str]:
@@ -48,9 +52,10 @@ def run_task(name: str, model: Any, tokenizer: Any, cfg: EvalConfig, seed: int) 
     """Score a task or group with lm-eval.
 
     Returns:
-        ``rows``: a list of ``{"id": "task/doc", "domain": task, "metrics": {...}, "output": text}``, and ``higher``:
-        metric -> whether higher is better. Metrics are lm-eval's own by its names; those that exist only for a whole
-        task (perplexity of a corpus) are not among them.
+        ``rows``: a list of ``{"id": "task/doc", "domain": task, "metrics": {...}, "output": text}``; ``higher``:
+        metric -> whether higher is better; and ``theirs``: the parts of lm-eval's own results that are by task, and
+        its samples, as JSON. Metrics are lm-eval's own by its names; those that exist only for a whole task
+        (perplexity of a corpus) are not among those of ``rows``.
 
     Raises:
         MissingExtra: lm-eval is not installed.
@@ -78,7 +83,41 @@ def run_task(name: str, model: Any, tokenizer: Any, cfg: EvalConfig, seed: int) 
     higher = {
         m: bool(v) for table in results.get("higher_is_better", {}).values() for m, v in table.items() if v is not None
     }
-    return {"rows": rows, "higher": higher}
+    return {"rows": rows, "higher": higher, "theirs": _theirs(results)}
+
+
+def _theirs(results: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval's results by task and its samples, in the form in which it writes them to files.
+
+    Standard errors of means are filled in: lm-eval leaves them out where no bootstrap was asked for.
+    """
+    from lm_eval.utils import handle_non_serializable, sanitize_list
+
+    parts = {name: results.get(name, {}) for name in PARTS}
+    samples = {}
+    for task, rows in results["samples"].items():
+        samples[task] = [
+            {
+                **row,
+                "arguments": {f"gen_args_{i}": {f"arg_{j}": v for j, v in enumerate(arguments)}
+                              for i, arguments in enumerate(row["arguments"])},
+                "resps": sanitize_list(row["resps"]),
+                "filtered_resps": sanitize_list(row["filtered_resps"]),
+                "target": str(row["target"]),
+            }
+            for row in rows
+        ]  # fmt: skip
+        table = parts["results"][task]
+        for name in [n for n in table if "_stderr," in n]:
+            metric, kept = name.replace("_stderr,", ",").split(",", 1)
+            values = [row[metric] for row in rows if row["filter"] == kept and metric in row]
+            if all(isinstance(v, (int, float)) for v in values) and len(values) > 1:
+                mean = sum(values) / len(values)
+                if abs(mean - table[f"{metric},{kept}"]) < 1e-9:  # else it is no mean, and this is not its error
+                    table[name] = mean_stderr(values)
+    whole = {**parts, "samples": samples}
+    found: dict[str, Any] = json.loads(json.dumps(whole, default=handle_non_serializable, ensure_ascii=False))
+    return found
 
 
 def _rows(task_name: str, samples: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -16,11 +16,12 @@ from typing import Any
 from regrow.errors import DataError
 from regrow.evaluate.config import EMBEDDED_SUITES
 from regrow.evaluate.items import Item
+from regrow.evaluate.suites.refusals import HARMFUL, HARMLESS
 from regrow.rows.row import Message
 
 KEYS = {"question", "messages", "choices", "answer", "answer_index", "answers", "id", "domain"}
 ROLES = ("system", "user", "assistant")
-TAKEN = (*EMBEDDED_SUITES, "facts-pool")
+TAKEN = (*EMBEDDED_SUITES, "facts-pool", HARMLESS, HARMFUL)
 
 
 def suite_of(name: str) -> str:
