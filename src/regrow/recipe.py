@@ -16,6 +16,7 @@ from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
 from regrow.grow.config import GrowConfig
+from regrow.loops.config import RegrowthConfig
 from regrow.mix.config import MixConfig
 from regrow.models.config import ModelConfig
 from regrow.probe.config import ProbeConfig
@@ -62,6 +63,7 @@ class Recipe(Section):
     curate: CurateConfig = CurateConfig()
     mix: MixConfig = MixConfig()
     train: TrainConfig = TrainConfig()
+    regrowth: RegrowthConfig = RegrowthConfig()
     evaluate: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
@@ -71,6 +73,15 @@ class Recipe(Section):
                 raise ValueError("arms: `interpolate` is made out of `sft`; name both")
             if self.train.method == "lora" and not self.train.merge_adapter:
                 raise ValueError("arms: `interpolate` needs whole models; set train.merge_adapter: true")
+        return self
+
+    @model_validator(mode="after")
+    def _can_regrow(self) -> Recipe:
+        watching = self.train.mixture.controller == "forgetting"
+        if self.regrowth.tokens and not watching:
+            raise ValueError("regrowth.tokens needs train.mixture.controller: forgetting, which says what to grow")
+        if watching and not self.curate.watch_dialogues:
+            raise ValueError("train.mixture.controller: forgetting needs curate.watch_dialogues, say 8")
         return self
 
     def trained_arms(self) -> list[str]:

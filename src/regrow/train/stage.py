@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from regrow.train.batches import TokenRows
+    from regrow.train.pause import Part, Paused
     from regrow.train.trainer import RegrowTrainer
 
 SUMMARY = "train.json"
@@ -49,6 +50,8 @@ class TrainSummary:
         trees, tree_documents: Sequences of several dialogues, and the dialogues in them.
         unpacked: Dialogues of trees that were trained one by one all the same, by reason.
         processes: How many trained.
+        gaps: Domain -> stability gap (`regrow.train.monitor.Gap`) of its held-out loss, where there was a monitor.
+        realised: Tokens of replay drawn by topic, over the whole training, with ``controller: forgetting``.
     """
 
     steps: int
@@ -70,6 +73,8 @@ class TrainSummary:
     tree_documents: int = 0
     unpacked: dict[str, int] = field(default_factory=dict)
     processes: int = 1
+    gaps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    realised: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON shape; paths as strings."""
@@ -123,13 +128,58 @@ def train(
         if finished is None:
             raise TrainError("the processes ended without a model", where=str(out))
         return finished
-    return train_here(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
+    done: TrainSummary = train_here(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
+    return done
+
+
+def train_until(
+    model_dir: Path,
+    mix_dir: Path,
+    cfg: TrainConfig,
+    out: Path,
+    *,
+    seed: int,
+    label: str = "regrow",
+    parts: Sequence[Part] = (),
+    stop_after: int | None = None,
+) -> TrainSummary | Paused:
+    """`train` with a stop: the same call with a later one, or with none, goes on where it stopped.
+
+    With any stops the weights are those of a training without (given the same parts).
+
+    Args:
+        model_dir, mix_dir, cfg, out, seed, label: As in `train`; ``train.mixture.controller`` is ``forgetting``.
+        parts: Replay rows that join the stream later, in an order that must not change; they are in no fingerprint, as
+            the training has to begin before they are there.
+        stop_after: Optimizer step after which to stop, if it is not the last.
+
+    Returns:
+        What is left to do when it stopped, the summary when it finished.
+    """
+    model_dir, mix_dir, out = Path(model_dir), Path(mix_dir), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    mark = fingerprint(cfg, model_dir, mix_dir / "train.parquet", seed)
+    if (finished := _finished(out, mark, cfg)) is not None:
+        return finished
+    done: TrainSummary | Paused = train_here(
+        model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=True, parts=parts, stop_after=stop_after
+    )
+    return done
 
 
 def train_here(
-    model_dir: Path, mix_dir: Path, cfg: TrainConfig, out: Path, *, seed: int, label: str, resume: bool
-) -> TrainSummary:
-    """`train` in this process, one of those that accelerate or torchrun started or the only one."""
+    model_dir: Path,
+    mix_dir: Path,
+    cfg: TrainConfig,
+    out: Path,
+    *,
+    seed: int,
+    label: str,
+    resume: bool,
+    parts: Sequence[Part] = (),
+    stop_after: int | None = None,
+) -> Any:
+    """`train` or `train_until` in this process, one of those that accelerate or torchrun started or the only one."""
     from accelerate import PartialState
 
     mix_file, checkpoints = mix_dir / "train.parquet", out / "checkpoints"
@@ -145,8 +195,8 @@ def train_here(
             checkpoints.mkdir(exist_ok=True)
         processes.wait_for_everyone()
         start = newest_complete(checkpoints, mark, quiet=True)
-        summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started)
-        if processes.is_main_process:
+        summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started, parts, stop_after)
+        if isinstance(summary, TrainSummary) and processes.is_main_process:
             _write_summary(out, summary)
             if not cfg.keep_checkpoints:
                 shutil.rmtree(checkpoints)
@@ -164,7 +214,9 @@ def _train(
     start: Path | None,
     mark: str,
     started: float,
-) -> TrainSummary:
+    parts: Sequence[Part],
+    stop_after: int | None,
+) -> TrainSummary | Paused:
     from accelerate import PartialState
     from transformers import set_seed
 
@@ -172,12 +224,19 @@ def _train(
     from regrow.train.arguments import make_arguments, use_bf16
     from regrow.train.batches import TokenRows
     from regrow.train.callbacks import LogFile, Progress, read_log
+    from regrow.train.pause import StopAfter, watched_file, where_it_stands
 
     arguments = make_arguments(cfg, out / "checkpoints", seed)
     processes = PartialState()
     topk, cache_dir = cfg.replay_loss == "soft", out / "checkpoints" / "cache"
+    watched = None
     with processes.main_process_first():
-        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir)
+        added = [part.path for part in parts]
+        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir, parts=added)
+        if (file := watched_file(mix_file)) is not None and processes.num_processes == 1:
+            watched = TokenRows(file, max_length=cfg.max_length, topk=False, cache_dir=cache_dir)
+        elif file is not None and processes.is_main_process:
+            note(f"training {label}: {file.name} is not measured, because several processes train")
     if topk and rows.n_replay and not rows.n_with_topk:
         raise RunError(
             "train.replay_loss is soft, but no replay row carries the base model's top-k",
@@ -210,6 +269,8 @@ def _train(
         cfg,
         seed=seed,
         fingerprint=mark,
+        watched=watched,
+        joins=[part.after_step for part in parts],
         model=model,
         args=arguments,
         processing_class=load_tokenizer(model_dir),
@@ -226,9 +287,14 @@ def _train(
 
             trainer.add_callback(SaveFlat(cfg.infinite, lambda: _save_flat(trainer, cfg, model_dir, out)))
         if start is not None and processes.is_main_process:
-            note(f"training {label}: continuing from step {start.name.removeprefix('checkpoint-')}")
+            note(f"training {label}: continuing from step {_step(start)}")
         loop_started, tokens_before = time.monotonic(), _tokens_before(start)
-        _run(trainer, start)
+        if stop_after is not None:
+            trainer.add_callback(StopAfter(stop_after))
+        there = start is not None and stop_after is not None and _step(start) >= stop_after
+        _run(trainer, start, train=not there or read_marker(start)["extra"]["last"])  # type: ignore[arg-type]
+        if stop_after is not None and trainer.state.global_step < trainer.state.max_steps:
+            return where_it_stands(trainer)
         loop_seconds = time.monotonic() - loop_started
     whole = _whole(trainer, cfg, model_dir)
     if whole is not None:
@@ -245,7 +311,7 @@ def _train(
         final_losses={k: v for k, v in last.items() if k == "loss" or k.startswith(("loss/", "kl/"))},
         model_path=model_path,
         adapter_path=adapter_path,
-        resumed_from=None if start is None else int(start.name.removeprefix("checkpoint-")),
+        resumed_from=None if start is None else _step(start),
         documents=len(rows),
         cut_documents=rows.n_cut,
         untrained_documents=rows.n_untrained,
@@ -256,7 +322,13 @@ def _train(
         tree_documents=sum(trees) if trainer.no_trees is None else 0,
         unpacked={} if trainer.no_trees is None else {trainer.no_trees: sum(trees)},
         processes=processes.num_processes,
+        gaps={} if trainer.monitor is None else trainer.monitor.gaps(),
+        realised=trainer.replay_drawn(),
     )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 @contextmanager
@@ -345,14 +417,14 @@ def _tokens_before(start: Path | None) -> int:
     return int(extra["tokens"] + extra["pending"].get("tokens", 0))
 
 
-def _run(trainer: RegrowTrainer, start: Path | None) -> None:
+def _run(trainer: RegrowTrainer, start: Path | None, *, train: bool = True) -> None:
     import pickle
 
     try:
         if start is None:
             trainer.train()
         else:
-            trainer.resume(start)
+            trainer.resume(start, train=train)
     except pickle.UnpicklingError as err:
         # torch.load(weights_only=True) met something that is no tensor.
         raise RunError(

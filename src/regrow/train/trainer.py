@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,11 @@ from regrow.errors import ModelError, RecipeError
 from regrow.train.batches import BlockSampler, Collator, Document, Layout, TokenRows, make_packs
 from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
 from regrow.train.config import TrainConfig
-from regrow.train.mixture import MixtureCallback, MixtureSampler, heldout_losses, plan_mixture
+from regrow.train.mixture import MixturePlan, MixtureSampler, plan_mixture, plan_slots
+from regrow.train.monitor import MONITOR, REFERENCE, HeldOut, Monitor
 from regrow.train.objectives.replay import hard_loss, soft_loss
 from regrow.train.schedules.infinite import infinite_schedule
+from regrow.train.slots import SlotSampler
 from regrow.train.tree_attention import TreeAttention, why_not
 
 if TYPE_CHECKING:
@@ -48,12 +51,24 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         rows: The mix.
         cfg: The recipe's section.
         fingerprint: What a checkpoint must have been made with to be resumed.
+        watched: Rows beside the mix that are measured and never trained on, or None.
+        joins: Optimizer steps after which each part of ``rows`` joins the stream.
         kwargs: For ``SFTTrainer``.
     """
 
     lr_scheduler: Any
 
-    def __init__(self, rows: TokenRows, cfg: TrainConfig, *, seed: int, fingerprint: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        rows: TokenRows,
+        cfg: TrainConfig,
+        *,
+        seed: int,
+        fingerprint: str,
+        watched: TokenRows | None = None,
+        joins: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
         self.cfg, self.fingerprint = cfg, fingerprint
         tokenizer, model = kwargs["processing_class"], kwargs["model"]
         if model.config._attn_implementation == "flex_attention" and kwargs["args"].device.type == "cpu":
@@ -69,9 +84,13 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         collator.trees = self.no_trees is None
         units = rows.units if collator.trees else [[i] for i in range(len(rows))]
         lengths = rows.unit_lengths if collator.trees else rows.lengths
-        self._sampler: BlockSampler | MixtureSampler
-        self.mixture: MixtureCallback | None = None
-        if cfg.mixture.controller == "none":
+        self._sampler: BlockSampler | MixtureSampler | SlotSampler
+        plan: MixturePlan | None = None
+        if cfg.mixture.controller == "forgetting" and rows.n_replay:
+            plan = plan_slots(rows, units, lengths, cfg, seed)
+        elif cfg.mixture.controller not in ("none", "forgetting"):
+            plan = plan_mixture(rows.labels(cfg.mixture.by), units, lengths, cfg, seed)
+        if plan is None:
             packs = make_packs(lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
             arguments = kwargs["args"]
             together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
@@ -79,16 +98,10 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             if self._sampler.padding:
                 packs = [*packs, []]
         else:
-            plan = plan_mixture(rows.labels(cfg.mixture.by), units, lengths, cfg, seed)
             packs, self._sampler = plan.packs, plan.sampler
-            heldout = {d: [rows.alone(i) for u in us for i in units[u]] for d, us in plan.heldout.items()}
-            self.mixture = MixtureCallback(
-                plan.mixture,
-                plan.sampler,
-                lambda: heldout_losses(self.model, heldout, self._heldout_loss),
-                cfg.mixture.update_steps,
-            )
-            self.add_callback(self.mixture)
+        self.monitor = self._monitored(plan, rows, units, watched, joins)
+        if self.monitor is not None:
+            self.add_callback(self.monitor)
         self.train_dataset = Dataset.from_dict({"documents": [[i for u in pack for i in units[u]] for pack in packs]})
         self._head_takes_mask = head_takes_mask(self.model)
         # The loss below is already the mean over the global batch: the Trainer must not divide it again.
@@ -101,6 +114,44 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self.computed_tokens = 0
         self.train_tokens_seen = 0.0
         self._interval_started = time.monotonic()
+
+    def _monitored(
+        self,
+        plan: MixturePlan | None,
+        rows: TokenRows,
+        units: Sequence[Sequence[int]],
+        watched: TokenRows | None,
+        joins: Sequence[int],
+    ) -> Monitor | None:
+        """What measures while this trains: the rows that a plan holds out, else those beside the mix; None for
+        neither."""
+        checkpoints, section = Path(self.args.output_dir), self.cfg.mixture
+        file = checkpoints.parent / MONITOR
+        if plan is not None and plan.heldout:
+            held = {d: [rows.alone(i) for u in us for i in units[u]] for d, us in plan.heldout.items()}
+            heldout = HeldOut(held, self.model, self._heldout, None)
+            return Monitor(heldout, section.update_steps, file, mixture=plan.mixture, sampler=plan.sampler)
+        if watched is None:
+            if plan is not None:
+                raise RecipeError(
+                    "controller: forgetting needs dialogues to watch, and the mix has none",
+                    where="train.mixture.controller",
+                    hint="set curate.watch_dialogues",
+                )
+            return None
+        beside: dict[str, list[Document]] = {}
+        sources = watched.labels("source")
+        topics = {label for label, source in zip(watched.labels("domain"), sources, strict=True) if source == "replay"}
+        for i, (label, source) in enumerate(zip(watched.labels("domain"), sources, strict=True)):
+            name = f"{label} (yours)" if source != "replay" and label in topics else label
+            beside.setdefault(name, []).append(watched.alone(i))
+        heldout = HeldOut(beside, self.model, self._heldout, checkpoints / REFERENCE)
+        if plan is None:
+            return Monitor(heldout, section.update_steps, file)
+        return Monitor(
+            heldout, section.update_steps, file,
+            mixture=plan.mixture, sampler=plan.sampler, signal=section.signal, parts=joins,
+        )  # fmt: skip
 
     def _why_no_trees(self, rows: TokenRows, config: Any) -> str | None:
         """Why trees are trained path by path; None when they are packed, or there are none."""
@@ -115,7 +166,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
     def _zeros(self) -> dict[str, Tensor]:
         return {name: torch.zeros((), device=self.args.device) for name in COUNTS}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler | MixtureSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler | MixtureSampler | SlotSampler:
         return self._sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -175,13 +226,12 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         # A head that takes a mask returns (n, V) at the wanted positions, others (B, L, V).
         return outputs, outputs.logits if self._head_takes_mask else outputs.logits[inputs["predict"]]
 
-    def _heldout_loss(self, documents: Sequence[Document]) -> tuple[float, float]:
-        """Summed weighted cross-entropy and summed weight of documents that are not trained on."""
+    def _heldout(self, documents: Sequence[Document]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, targets and weights of the trained tokens of documents that are only measured."""
         inputs = self._prepare_inputs(self.data_collator.collate(documents))
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with self.compute_loss_context_manager():
             _, logits = self._forward(self.model, inputs)
-        losses = hard_loss(logits[inputs["sources"]].float(), inputs["targets"])
-        return float((losses * inputs["weights"]).sum()), float(inputs["weights"].sum())
+        return logits[inputs["sources"]].float(), inputs["targets"], inputs["weights"]
 
     def _token_losses(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Loss of each term, ``(n,)``, from logits at the predicting positions; adds to the per-source numbers."""
@@ -252,14 +302,27 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             out["kl/replay"] = sums["kl/replay"] / sums["kl/weight"]
         if self.cfg.replay_loss == "soft":
             out |= {name: int(sums[name]) for name in ("soft_tokens", "hard_fallback_tokens")}
-        if self.mixture is not None:
-            out |= self.mixture.take_numbers()
+        if self.monitor is not None:
+            out |= self.monitor.take_numbers()
         return out | {
             "tokens": self.tokens_seen,
             "computed_tokens": self.computed_tokens,
             "train_tokens": int(self.train_tokens_seen),
             "tok_s": sums["tokens"] / max(seconds, 1e-9),
         }
+
+    def replay_drawn(self) -> dict[str, int]:
+        """Tokens of replay trained on by topic; empty without replay slots."""
+        if not isinstance(self._sampler, SlotSampler):
+            return {}
+        return self._sampler.realised(0, self.draws(self.state.global_step))
+
+    def draws(self, steps: int) -> int:
+        """Packs in the first so many optimizer steps of one process. The last step of a pass may be short."""
+        a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        n = len(self._sampler)
+        passes, rest = divmod(steps, math.ceil(n / a_step))
+        return passes * n + min(rest * a_step, n)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -274,22 +337,29 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
                 "train_tokens": self.train_tokens_seen,
                 "pending": pending,
                 "last": self.state.global_step >= self.state.max_steps,
-                "mixture": None if self.mixture is None else self.mixture.state_dict(),
+                "monitor": None if self.monitor is None else self.monitor.state_dict(),
             }
             mark_complete(folder, step=self.state.global_step, fingerprint=self.fingerprint, extra=counted)
             keep_newest(Path(self.args.output_dir), self.cfg.save_total_limit)
 
-    def resume(self, folder: Path) -> None:
-        """Train on from a complete checkpoint of this run, with its counts and unlogged sums."""
+    def resume(self, folder: Path, *, train: bool = True) -> None:
+        """Train on from a complete checkpoint of this run, with its counts and unlogged sums.
+
+        Args:
+            folder: The checkpoint.
+            train: False only looks where it stands.
+        """
         extra = read_marker(folder)["extra"]
         self.tokens_seen, self.train_tokens_seen = int(extra["tokens"]), float(extra["train_tokens"])
         self.computed_tokens = int(extra.get("computed_tokens", self.tokens_seen))
-        if self.mixture is not None:
-            self.mixture.load_state_dict(extra["mixture"])
+        if self.monitor is not None:
+            self.monitor.load_state_dict(extra["monitor"], int(read_marker(folder)["step"]))
         if self.accelerator.is_main_process:
             for name, value in extra["pending"].items():
                 self._count(name, torch.tensor(value))
-        if extra["last"]:
+        if not train:
+            self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        elif extra["last"]:
             # Nothing is left to train; Trainer.train would take one step more before it looks at max_steps.
             self._load_weights(folder)
             self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
@@ -331,7 +401,7 @@ def load_whole(model: nn.Module, weights: dict[str, Tensor], where: Path) -> Non
 class _EpochOrder(TrainerCallback):  # type: ignore[misc]
     """Tells the sampler the epoch, also on resume, where accelerate's wrappers do not reach it."""
 
-    def __init__(self, sampler: BlockSampler | MixtureSampler) -> None:
+    def __init__(self, sampler: BlockSampler | MixtureSampler | SlotSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
