@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from regrow.loops.regrowth import Grounds
     from regrow.models.embed import Encoder
     from regrow.models.load import ResolvedModel
+    from regrow.rows.quality import QualityConfig
     from regrow.rows.row import Row
 
 GROW_SPARE = 1.3
@@ -142,6 +143,9 @@ class _Chain:
 
             read = read_data(recipe, folder)
             train, heldout = split_rows(read.rows, recipe.data.test_size, self.seed)
+            whole = len(train)
+            if recipe.data.quality.reference is not None:
+                train = best_rows(train, recipe.data.quality)
             write_jsonl(train, folder / "train.jsonl")
             write_jsonl(heldout, folder / "heldout.jsonl")
             return {
@@ -150,10 +154,13 @@ class _Chain:
                 "heldout": len(heldout),
                 "dropped": read.dropped,
                 "format": read.format,
+                **({"less_like_the_reference": whole - len(train)} if whole > len(train) else {}),
             }
 
         data = recipe.data.model_dump(mode="json")
         inputs = {"data": data, "seed": self.seed, "file": source_hash(recipe.data.path)}
+        if recipe.data.quality.reference is not None:
+            inputs["reference"] = source_hash(recipe.data.quality.reference)
         return self.run.stage("data", inputs, work)
 
     def suites(self, data: StageResult, heldout: list[Row]) -> StageResult:
@@ -344,6 +351,17 @@ def sentence_encoder(recipe: Recipe) -> Encoder | None:
     from regrow.models.embed import load_encoder
 
     return None if recipe.grow.encoder == "none" else load_encoder(recipe.grow.encoder)
+
+
+def best_rows(rows: list[Row], cfg: QualityConfig) -> list[Row]:
+    """The rows that read most like the reference."""
+    from regrow.rows.quality import NGramModel, best
+    from regrow.rows.readers import read_rows
+    from regrow.rows.validate import content_text
+
+    assert cfg.reference is not None
+    texts = (content_text(m["content"]) for row in read_rows(cfg.reference).rows for m in row.messages)
+    return best(rows, NGramModel(texts), cfg.keep)
 
 
 def read_back(path: Path) -> list[Row]:

@@ -20,6 +20,7 @@ from regrow.loops.config import RegrowthConfig
 from regrow.mix.config import MixConfig
 from regrow.models.config import ModelConfig
 from regrow.probe.config import ProbeConfig
+from regrow.rows.quality import QualityConfig
 from regrow.section import Section
 from regrow.train.config import TrainConfig
 
@@ -44,6 +45,8 @@ class DataConfig(Section):
     """Rows held out to measure the gain: a share (below 1) or a number. They are never trained on."""
     max_rows: int | None = Field(default=None, ge=2)
     """Use only the first rows, for a trial."""
+    quality: QualityConfig = QualityConfig()
+    """Train only on the rows that read most like a reference text."""
 
 
 class Recipe(Section):

@@ -34,7 +34,7 @@ def show(
 ) -> None:
     """Print a run's verdict and its tables; of several seeds, the differences with the seed as a random effect."""
     from regrow.report.build import load_report
-    from regrow.report.compare import seeds_table, suites_table
+    from regrow.report.compare import gaps_table, seeds_table, suites_table
 
     if len(runs) > 1:
         from regrow.evaluate.saved import load_evaluation
@@ -46,6 +46,8 @@ def show(
     print(found.text_table())
     if found.run.results is not None:
         _print(suites_table(found.run))
+    if (table := gaps_table(found.run)) is not None:
+        _print(table)
 
 
 def runs(

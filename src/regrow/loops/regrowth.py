@@ -2,9 +2,8 @@
 
 Round after round, until the budget is spent or the training is over:
 
-1. **Train** up to the round's step. Meanwhile the monitor measures the watched dialogues of each topic, and the
-controller
-   ``forgetting`` gives topics their share of the replay slots (`regrow.mix.forgetting`).
+1. **Train** until enough is missing (see 2). Meanwhile the monitor measures the watched dialogues of each topic, and
+   the controller ``forgetting`` gives topics their share of the replay slots (`regrow.mix.forgetting`).
 2. **Ask** what the rest of the training will draw of each topic whose share has risen, beyond what no step has seen
 yet
    (`regrow.mix.forgetting.missing`). Without more branches this much would be repeated.
@@ -100,7 +99,7 @@ def train_with_regrowth(
         label: Shown in the progress.
     """
     from regrow.mix.parts import write_part
-    from regrow.train.pause import Paused
+    from regrow.train.pause import Paused, Stop
     from regrow.train.stage import train_until
 
     folder = out / "regrowth"
@@ -113,23 +112,22 @@ def train_with_regrowth(
         tokens = write_part(grounds.corpus, model.path, mix_cfg, first / ROWS, only=rest) if rest else Counter()
         _write(first / ROUND, {"joined": dict(tokens), "grown": {}, "after_step": 0})
     parts += _part(first, 0)
-    number = 0
+    number = step = 0
     done: TrainSummary | Paused | None = None
     while state.left() > 0:
         number += 1
         here = folder / f"{number:02d}"
-        step = number * _between(cfg, train_cfg)
         if not (here / ROUND).is_file():
             if not (here / PLAN).is_file():
-                done = train_until(
-                    model.path, mix_dir, train_cfg, out, seed=seed, label=label, parts=parts, stop_after=step
-                )
+                stop = Stop(_between(cfg, train_cfg), step, cfg.min_tokens)
+                done = train_until(model.path, mix_dir, train_cfg, out, seed=seed, label=label, parts=parts, stop=stop)
                 if not isinstance(done, Paused):
                     break
                 _write(here / PLAN, state.plan(done, parts))
                 gc.collect()  # the trainer refers to itself, and the next model needs the room
-            state.grow(here, number, step)
+            state.grow(here, number)
         state.finished.append(_read(here / ROUND))
+        step = int(state.finished[-1]["after_step"])
         parts += _part(here, step)
     if done is None or isinstance(done, Paused):
         done = train_until(model.path, mix_dir, train_cfg, out, seed=seed, label=label, parts=parts)
@@ -178,7 +176,7 @@ class _Rounds:
         wanted = {t: math.ceil(n * rows[t] / tokens[t]) for t, n in paused.missing.items() if n > 0}
         return {"paused": paused.to_dict(), "dialogues": wanted, "tokens": self.left()}
 
-    def grow(self, here: Path, number: int, step: int) -> None:
+    def grow(self, here: Path, number: int) -> None:
         """Grow, curate and lay out what a round's plan asks for."""
         from regrow.curate.stage import curate
         from regrow.grow.more import grow_more
@@ -186,9 +184,7 @@ class _Rounds:
         from regrow.mix.parts import write_part
 
         plan, ground = _read(here / PLAN), self.grounds
-        if not plan["dialogues"]:
-            _write(here / ROUND, {"joined": {}, "grown": {}, "after_step": step})
-            return
+        step = plan["paused"]["step"]
         told = ", ".join(f"{n} of {topic}" for topic, n in plan["dialogues"].items())
         note(f"regrowth after step {step}: {told} (at most {plan['tokens']:,} tokens)")
         grown, encoder = self.folder / "grown", ground.encoder()

@@ -214,11 +214,8 @@ def plan_slots(
     for p in slots:
         initial[topics[units[packs[p][0]][0]]] += tokens[p]
     mixture = make_mixture(cfg.mixture, normalised(initial))
-    packs.append([])
-    sampler = SlotSampler(
-        yours, slots, {p: t for p, t in topic_of.items() if t in initial}, [*tokens, 0], [*parts, 0],
-        mixture.weights(), seed, empty=len(packs) - 1,
-    )  # fmt: skip
+    fitting = {p: t for p, t in topic_of.items() if t in initial}
+    sampler = SlotSampler(yours, slots, fitting, tokens, parts, mixture.weights(), seed)
     return MixturePlan(packs, sampler, mixture, {})
 
 

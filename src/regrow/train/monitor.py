@@ -92,15 +92,16 @@ class HeldOut:
         self.documents, self._model, self._forward, self._file = documents, model, forward, reference
         self._reference: list[tuple[Tensor, Tensor]] = []
 
-    def measure(self, *, first: bool) -> tuple[dict[str, float], dict[str, float]]:
+    def measure(self, step: int) -> tuple[dict[str, float], dict[str, float]]:
         """Domain -> mean loss and domain -> mean KL(reference || model), nats a token, weighted as in training.
 
         Args:
-            first: The model is the reference.
+            step: Optimizer steps so far; at 0 the model is the reference.
 
         Raises:
             RunError: There is no reference.
         """
+        first = step == 0
         if first:
             self._reference = []
         elif self._file is not None and not self._reference:
@@ -221,7 +222,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         return self.sampler
 
     def _look(self, step: int, *, last: bool = False) -> None:
-        losses, kls = self.heldout.measure(first=step == 0)
+        losses, kls = self.heldout.measure(step)
         numbers = {f"heldout/{d}": loss for d, loss in losses.items()} | {
             f"heldout_kl/{d}": kl for d, kl in kls.items()
         }

@@ -52,14 +52,32 @@ class Paused:
         return asdict(self)
 
 
-class StopAfter(TrainerCallback):  # type: ignore[misc]
-    """Saves a checkpoint after a step and ends the loop there; the last step of a training is no pause."""
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When to stop: at a step after ``after`` that is a multiple of ``every``, not the last, and at which ``tokens``
+    or more are missing."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    every: int
+    after: int
+    tokens: int
+
+    def reached(self, trainer: RegrowTrainer) -> bool:
+        """Whether the training is to stop where it stands."""
+        step = trainer.state.global_step
+        if step % self.every or not self.after < step < trainer.state.max_steps:
+            return False
+        lacking = where_it_stands(trainer).missing
+        return sum(lacking.values()) >= self.tokens
+
+
+class StopHere(TrainerCallback):  # type: ignore[misc]
+    """Saves a checkpoint and ends the loop where a `Stop` is reached."""
+
+    def __init__(self, trainer: RegrowTrainer, stop: Stop) -> None:
+        self.trainer, self.stop = trainer, stop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= self.step and state.global_step < state.max_steps:
+        if self.stop.reached(self.trainer):
             control.should_save = control.should_training_stop = True
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from regrow.errors import TrainError
 from regrow.mix.controller import Shares
@@ -34,13 +34,14 @@ class _Hand:
     joined: set[int] = field(default_factory=set)
 
 
-class SlotSampler(Sampler[int]):
+class SlotSampler(Sampler[tuple[int, ...]]):
     """Draws packs: your rows in the order of the mix, and in its replay slots dialogues by topic.
 
-    A replay slot goes to the topic that is furthest behind its share in tokens, and in it to that one of the next
-    `LOOK` packs that brings the tokens of all replay so far closest to those of the slots so far; to none (an empty
-    pack), when there have been too many. A pack that no step has seen comes before one that some step has; when a
-    topic is used up, it begins again in a new order.
+    A draw is a tuple of packs: one of yours, or what fills a slot. A slot goes to the topic furthest behind its
+    share in tokens, and in it to that one of the next `LOOK` packs that brings the tokens of all replay so far closest
+    to those of the slots so far. While another pack brings them closer still, the slot takes it too; when none does
+    (there have been too many tokens), the slot stays empty. A pack that no step has seen comes before one that some
+    step has; when a topic is used up, it begins again in a new order.
 
     Packs of a part (see `join`) wait until it has joined. The whole order is a function of the seed, the recorded
     changes of shares and the recorded joins, so a resumed run draws what the killed one would have drawn.
@@ -54,7 +55,6 @@ class SlotSampler(Sampler[int]):
         parts: Part of each pack, 0 for the mix.
         shares: Initial shares of the replay; every topic is in it.
         seed: For orders from the second pass on.
-        empty: The empty pack.
     """
 
     def __init__(
@@ -66,13 +66,12 @@ class SlotSampler(Sampler[int]):
         parts: Sequence[int],
         shares: Shares,
         seed: int,
-        empty: int,
     ) -> None:
         self._yours, self._tokens, self._parts, self._topic = list(yours), list(tokens), list(parts), dict(topics)
         self._packs = {d: [p for p, t in self._topic.items() if t == d] for d in shares}
         self._sizes = [tokens[p] for p in slots]
         self._slots = interleave([tokens[p] for p in yours], self._sizes)
-        self._seed, self._empty, self.epoch = seed, empty, 0
+        self._seed, self.epoch = seed, 0
         self.changes: list[tuple[int, Shares]] = [(0, dict(shares))]
         """From which draw on which shares hold."""
         self.joins: dict[int, int] = {0: 0}
@@ -97,9 +96,10 @@ class SlotSampler(Sampler[int]):
     def realised(self, first: int, last: int) -> dict[str, int]:
         """Tokens by topic of the draws ``first <= i < last``."""
         tokens = dict.fromkeys(self._packs, 0)
-        for i, (topic, pack) in enumerate(self._draws(last, self._hand())):
-            if i >= first and topic is not None:
-                tokens[topic] += self._tokens[pack]
+        for i, (yours, packs) in enumerate(self._draws(last, self._hand())):
+            if i >= first and not yours:
+                for pack in packs:
+                    tokens[self._topic[pack]] += self._tokens[pack]
         return tokens
 
     def outlook(self, draws: int) -> tuple[float, dict[str, int]]:
@@ -112,19 +112,19 @@ class SlotSampler(Sampler[int]):
         left = sum(self._sizes[slot.index] for slot in coming if slot.replay) + hand.balance
         return max(left, 0.0), {d: sum(self._tokens[p] for p in packs) for d, packs in hand.fresh.items()}
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         start = self.epoch * len(self)
-        for i, (_, pack) in enumerate(self._draws(start + len(self), self._hand())):
+        for i, (_, packs) in enumerate(self._draws(start + len(self), self._hand())):
             if i >= start:
                 self.drawn = i + 1
-                yield pack
+                yield packs
 
     def _hand(self) -> _Hand:
         return _Hand({d: [] for d in self._packs}, dict.fromkeys(self._packs, 0.0))
 
-    def _draws(self, n: int, hand: _Hand) -> Iterator[tuple[str | None, int]]:
-        """The first ``n`` draws from the beginning of training: topic (None for yours, or nothing) and pack. What is
-        drawn later sees changes and joins made meanwhile."""
+    def _draws(self, n: int, hand: _Hand) -> Iterator[tuple[bool, tuple[int, ...]]]:
+        """The first ``n`` draws from the beginning of training: whether it is yours, and the packs. A later draw
+        sees changes and joins made meanwhile."""
         yours = self._in_turn()
         at = 0
         for i in range(n):
@@ -137,12 +137,16 @@ class SlotSampler(Sampler[int]):
                         hand.fresh[topic] += [p for p in packs if self._parts[p] == part]
             slot = self._slots[i % len(self._slots)]
             if not slot.replay:
-                yield None, next(yours)
+                yield True, (next(yours),)
                 continue
             hand.balance += self._sizes[slot.index]
-            yield self._deal(hand, self.changes[at][1])
+            dealt: list[int] = []
+            while (pack := self._deal(hand, self.changes[at][1])) is not None:
+                dealt.append(pack)
+            yield False, tuple(dealt)
 
-    def _deal(self, hand: _Hand, shares: Shares) -> tuple[str | None, int]:
+    def _deal(self, hand: _Hand, shares: Shares) -> int | None:
+        """The next pack for a slot; None when the slot is better off without."""
         there = [d for d in self._packs if shares[d] > 0 and self._there(hand, d)]
         if not there:
             raise TrainError("no topic with a share has a dialogue")
@@ -152,13 +156,13 @@ class SlotSampler(Sampler[int]):
         pack = min(pile[:LOOK], key=lambda p: abs(hand.balance - self._tokens[p]))
         size = self._tokens[pack]
         if abs(hand.balance - size) >= abs(hand.balance):
-            return None, self._empty
+            return None
         pile.remove(pack)
         hand.balance -= size
         hand.credit[topic] -= size
         for d in self._packs:
             hand.credit[d] += shares[d] * size
-        return topic, pack
+        return pack
 
     def _there(self, hand: _Hand, topic: str) -> list[int]:
         """Packs of a topic whose part has joined."""
@@ -183,3 +187,20 @@ class SlotSampler(Sampler[int]):
                 order = np.random.default_rng([self._seed, 0, turn]).permutation(len(self._yours)).tolist()
             yield from (self._yours[i] for i in order)
             turn += 1
+
+
+class SlotPacks(Dataset[dict[str, list[int]]]):
+    """The documents of the packs that a draw names, as one element of a batch.
+
+    Args:
+        packs: Documents of each pack.
+    """
+
+    def __init__(self, packs: Sequence[Sequence[int]]) -> None:
+        self._packs = packs
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    def __getitem__(self, draw: tuple[int, ...]) -> dict[str, list[int]]:
+        return {"documents": [i for pack in draw for i in self._packs[pack]]}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from regrow.train.batches import TokenRows
-    from regrow.train.pause import Part, Paused
+    from regrow.train.pause import Part, Paused, Stop
     from regrow.train.trainer import RegrowTrainer
 
 SUMMARY = "train.json"
@@ -141,7 +141,7 @@ def train_until(
     seed: int,
     label: str = "regrow",
     parts: Sequence[Part] = (),
-    stop_after: int | None = None,
+    stop: Stop | None = None,
 ) -> TrainSummary | Paused:
     """`train` with a stop: the same call with a later one, or with none, goes on where it stopped.
 
@@ -151,7 +151,7 @@ def train_until(
         model_dir, mix_dir, cfg, out, seed, label: As in `train`; ``train.mixture.controller`` is ``forgetting``.
         parts: Replay rows that join the stream later, in an order that must not change; they are in no fingerprint, as
             the training has to begin before they are there.
-        stop_after: Optimizer step after which to stop, if it is not the last.
+        stop: When to stop; None trains to the end.
 
     Returns:
         What is left to do when it stopped, the summary when it finished.
@@ -162,7 +162,7 @@ def train_until(
     if (finished := _finished(out, mark, cfg)) is not None:
         return finished
     done: TrainSummary | Paused = train_here(
-        model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=True, parts=parts, stop_after=stop_after
+        model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=True, parts=parts, stop=stop
     )
     return done
 
@@ -177,7 +177,7 @@ def train_here(
     label: str,
     resume: bool,
     parts: Sequence[Part] = (),
-    stop_after: int | None = None,
+    stop: Stop | None = None,
 ) -> Any:
     """`train` or `train_until` in this process, one of those that accelerate or torchrun started or the only one."""
     from accelerate import PartialState
@@ -195,7 +195,7 @@ def train_here(
             checkpoints.mkdir(exist_ok=True)
         processes.wait_for_everyone()
         start = newest_complete(checkpoints, mark, quiet=True)
-        summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started, parts, stop_after)
+        summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started, parts, stop)
         if isinstance(summary, TrainSummary) and processes.is_main_process:
             _write_summary(out, summary)
             if not cfg.keep_checkpoints:
@@ -215,7 +215,7 @@ def _train(
     mark: str,
     started: float,
     parts: Sequence[Part],
-    stop_after: int | None,
+    stop: Stop | None,
 ) -> TrainSummary | Paused:
     from accelerate import PartialState
     from transformers import set_seed
@@ -224,7 +224,7 @@ def _train(
     from regrow.train.arguments import make_arguments, use_bf16
     from regrow.train.batches import TokenRows
     from regrow.train.callbacks import LogFile, Progress, read_log
-    from regrow.train.pause import StopAfter, watched_file, where_it_stands
+    from regrow.train.pause import StopHere, watched_file, where_it_stands
 
     arguments = make_arguments(cfg, out / "checkpoints", seed)
     processes = PartialState()
@@ -289,11 +289,10 @@ def _train(
         if start is not None and processes.is_main_process:
             note(f"training {label}: continuing from step {_step(start)}")
         loop_started, tokens_before = time.monotonic(), _tokens_before(start)
-        if stop_after is not None:
-            trainer.add_callback(StopAfter(stop_after))
-        there = start is not None and stop_after is not None and _step(start) >= stop_after
-        _run(trainer, start, train=not there or read_marker(start)["extra"]["last"])  # type: ignore[arg-type]
-        if stop_after is not None and trainer.state.global_step < trainer.state.max_steps:
+        if stop is not None:
+            trainer.add_callback(StopHere(trainer, stop))
+        _run(trainer, start, stop)
+        if stop is not None and trainer.state.global_step < trainer.state.max_steps:
             return where_it_stands(trainer)
         loop_seconds = time.monotonic() - loop_started
     whole = _whole(trainer, cfg, model_dir)
@@ -417,14 +416,14 @@ def _tokens_before(start: Path | None) -> int:
     return int(extra["tokens"] + extra["pending"].get("tokens", 0))
 
 
-def _run(trainer: RegrowTrainer, start: Path | None, *, train: bool = True) -> None:
+def _run(trainer: RegrowTrainer, start: Path | None, stop: Stop | None) -> None:
     import pickle
 
     try:
         if start is None:
             trainer.train()
         else:
-            trainer.resume(start, train=train)
+            trainer.resume(start, unless=stop.reached if stop is not None else None)
     except pickle.UnpicklingError as err:
         # torch.load(weights_only=True) met something that is no tensor.
         raise RunError(

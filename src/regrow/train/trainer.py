@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from regrow.train.mixture import MixturePlan, MixtureSampler, plan_mixture, plan
 from regrow.train.monitor import MONITOR, REFERENCE, HeldOut, Monitor
 from regrow.train.objectives.replay import hard_loss, soft_loss
 from regrow.train.schedules.infinite import infinite_schedule
-from regrow.train.slots import SlotSampler
+from regrow.train.slots import SlotPacks, SlotSampler
 from regrow.train.tree_attention import TreeAttention, why_not
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self.monitor = self._monitored(plan, rows, units, watched, joins)
         if self.monitor is not None:
             self.add_callback(self.monitor)
-        self.train_dataset = Dataset.from_dict({"documents": [[i for u in pack for i in units[u]] for pack in packs]})
+        documents = [[i for u in pack for i in units[u]] for pack in packs]
+        slots = isinstance(self._sampler, SlotSampler)
+        self.train_dataset = SlotPacks(documents) if slots else Dataset.from_dict({"documents": documents})
         self._head_takes_mask = head_takes_mask(self.model)
         # The loss below is already the mean over the global batch: the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
@@ -342,12 +344,12 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             mark_complete(folder, step=self.state.global_step, fingerprint=self.fingerprint, extra=counted)
             keep_newest(Path(self.args.output_dir), self.cfg.save_total_limit)
 
-    def resume(self, folder: Path, *, train: bool = True) -> None:
+    def resume(self, folder: Path, *, unless: Callable[[RegrowTrainer], bool] | None = None) -> None:
         """Train on from a complete checkpoint of this run, with its counts and unlogged sums.
 
         Args:
             folder: The checkpoint.
-            train: False only looks where it stands.
+            unless: Asked when the checkpoint's state is back: whether to leave it there.
         """
         extra = read_marker(folder)["extra"]
         self.tokens_seen, self.train_tokens_seen = int(extra["tokens"]), float(extra["train_tokens"])
@@ -357,13 +359,11 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         if self.accelerator.is_main_process:
             for name, value in extra["pending"].items():
                 self._count(name, torch.tensor(value))
-        if not train:
-            self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-        elif extra["last"]:
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        if extra["last"]:
             # Nothing is left to train; Trainer.train would take one step more before it looks at max_steps.
             self._load_weights(folder)
-            self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-        else:
+        elif unless is None or not unless(self):
             self.train(resume_from_checkpoint=str(folder))
 
     def _load_weights(self, folder: Path) -> None:
