@@ -28,7 +28,7 @@ GROW = GrowConfig(
 )  # fmt: skip
 CURATE = CurateConfig(dedup_method="none", embedding_threshold=None, holdout_dialogues=2, watch_dialogues=2)
 MIX = MixConfig(replay_ratio=0.8, max_length=256)
-REGROWTH = RegrowthConfig(tokens=3000, every_steps=4, min_tokens=100)
+REGROWTH = RegrowthConfig(tokens=6000, every_steps=4, min_tokens=100)
 
 
 def train_config(**more: Any) -> TrainConfig:
@@ -41,11 +41,11 @@ def train_config(**more: Any) -> TrainConfig:
 
 
 def script_the_measurements() -> None:
-    """Bees are forgotten from the first step on, law as much from step 10 on, iron never."""
+    """Bees are forgotten from the first step on, law as much until step 10, iron never."""
     from regrow.train import monitor
 
     def measure(self: Any, step: int) -> tuple[dict[str, float], dict[str, float]]:
-        kl = {"bees": 0.1 * (step > 0), "iron": 0.0, "law": 0.1 * (step >= 10), "boxes": 0.0}
+        kl = {"bees": 0.1 * (step > 0), "iron": 0.0, "law": 0.1 * (0 < step < 10), "boxes": 0.0}
         return dict.fromkeys(kl, 1.0), kl
 
     monitor.HeldOut.measure = measure  # type: ignore[method-assign]

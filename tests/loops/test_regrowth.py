@@ -53,14 +53,18 @@ def read(path: Path) -> dict[str, Any]:
 def test_what_is_grown_is_what_the_forgotten_topics_will_be_asked_for(whole: Path, ground: Ground) -> None:
     told = read(whole / "regrowth.json")
     first, second = told["rounds"]
-    assert set(first["grown"]) == {"bees"}, "step 4: only bees are forgotten"
-    assert set(second["grown"]) == {"law"}, "step 12: law as well, and what bees need is there"
-    assert (first["after_step"], second["after_step"]) == (4, 12)
-    plan = read(whole / "regrowth/01/plan.json")
-    paused = plan["paused"]
-    assert paused["shares"] == {"bees": 1.0, "iron": 0.0, "law": 0.0}, "tilt 1, and nothing else is forgotten"
-    assert paused["missing"]["bees"] == paused["left"] - paused["fresh"]["bees"] > 0
-    assert told["spent"] == sum(told["grown"].values()) <= told["budget"] == 3000
+    assert set(first["grown"]) == {"bees", "law"} and first["after_step"] == 4
+    assert set(second["grown"]) == {"bees"} and second["after_step"] == 12, "law has recovered"
+    for number in (1, 2):
+        paused = read(whole / f"regrowth/{number:02d}/plan.json")["paused"]
+        p = paused["initial"]
+        both = p["bees"] + p["law"]
+        shares = {"bees": p["bees"] / both, "law": p["law"] / both} if number == 1 else {"bees": 1.0, "law": 0.0}
+        assert paused["shares"] == pytest.approx({"iron": 0.0} | shares), "tilt 1, and both forgotten alike"
+        for topic, share in shares.items():
+            lacking = max(0.0, share * paused["left"] - paused["fresh"][topic]) if share > p[topic] else 0.0
+            assert paused["missing"][topic] == pytest.approx(lacking)
+    assert told["spent"] == sum(told["grown"].values()) <= told["budget"] == 6000
 
 
 def test_at_equal_replay_tokens(whole: Path, ground: Ground) -> None:

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from regrow.errors import RunError
+from regrow.errors import RecipeError, RunError
 from regrow.mix.controller import Mixture
 from regrow.train.objectives.replay import hard_loss, topk_kl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from regrow.train.batches import Document
-    from regrow.train.mixture import MixtureSampler
+    from regrow.mix.mixtures import MixtureSection
+    from regrow.train.batches import Document, TokenRows
+    from regrow.train.mixture import MixturePlan, MixtureSampler
     from regrow.train.slots import SlotSampler
 
 MEASURED_DOCUMENTS = 8
@@ -289,3 +290,61 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
                     raise RunError(
                         f"a part was to join after step {after}, but the checkpoint of step {step} is without it"
                     )
+
+
+def watched_documents(watched: TokenRows) -> dict[str, list[Document]]:
+    """The documents of rows beside a mix, by topic; yours by domain, renamed where a topic has that name."""
+    labels, sources = watched.labels("domain"), watched.labels("source")
+    topics = {label for label, source in zip(labels, sources, strict=True) if source == "replay"}
+    out: dict[str, list[Document]] = {}
+    for i, (label, source) in enumerate(zip(labels, sources, strict=True)):
+        name = f"{label} (yours)" if source != "replay" and label in topics else label
+        out.setdefault(name, []).append(watched.alone(i))
+    return out
+
+
+def make_monitor(
+    section: MixtureSection,
+    plan: MixturePlan | None,
+    documents: Callable[[int], list[Document]],
+    beside: Mapping[str, Sequence[Document]] | None,
+    joins: Sequence[int],
+    *,
+    model: torch.nn.Module,
+    forward: Forward,
+    checkpoints: Path,
+) -> Monitor | None:
+    """What measures in a training: the rows that its plan holds out, else those beside the mix; None for neither.
+
+    Args:
+        section: Of the recipe.
+        plan: Who draws the rows, None when their order is the mix's.
+        documents: Of a unit.
+        beside: What lies beside the mix, by domain.
+        joins: Steps after which parts join the stream.
+        model, forward: See `HeldOut`.
+        checkpoints: The reference goes there, the lines of the monitor beside it.
+
+    Raises:
+        RecipeError: The controller needs something to watch, and there is nothing.
+    """
+    file = checkpoints.parent / MONITOR
+    if plan is not None and plan.heldout:
+        held = {domain: [d for u in units for d in documents(u)] for domain, units in plan.heldout.items()}
+        heldout = HeldOut(held, model, forward, None)
+        return Monitor(heldout, section.update_steps, file, mixture=plan.mixture, sampler=plan.sampler)
+    if beside is None:
+        if plan is not None:
+            raise RecipeError(
+                "controller: forgetting needs dialogues to watch, and the mix has none",
+                where="train.mixture.controller",
+                hint="set curate.watch_dialogues",
+            )
+        return None
+    heldout = HeldOut(beside, model, forward, checkpoints / REFERENCE)
+    if plan is None:
+        return Monitor(heldout, section.update_steps, file)
+    return Monitor(
+        heldout, section.update_steps, file,
+        mixture=plan.mixture, sampler=plan.sampler, signal=section.signal, parts=joins,
+    )  # fmt: skip

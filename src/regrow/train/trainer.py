@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +16,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from regrow.errors import ModelError, RecipeError
-from regrow.train.batches import BlockSampler, Collator, Document, Layout, TokenRows, make_packs
+from regrow.train.batches import BlockSampler, Collator, Document, TokenRows, make_packs
 from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
 from regrow.train.config import TrainConfig
+from regrow.train.layout import choose_layout, head_takes_mask
 from regrow.train.mixture import MixturePlan, MixtureSampler, plan_mixture, plan_slots
-from regrow.train.monitor import MONITOR, REFERENCE, HeldOut, Monitor
+from regrow.train.monitor import make_monitor, watched_documents
 from regrow.train.objectives.replay import hard_loss, soft_loss
 from regrow.train.schedules.infinite import infinite_schedule
 from regrow.train.slots import SlotPacks, SlotSampler
@@ -99,7 +99,11 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
                 packs = [*packs, []]
         else:
             packs, self._sampler = plan.packs, plan.sampler
-        self.monitor = self._monitored(plan, rows, units, watched, joins)
+        beside = None if watched is None else watched_documents(watched)
+        self.monitor = make_monitor(
+            cfg.mixture, plan, lambda u: [rows.alone(i) for i in units[u]], beside, joins,
+            model=self.model, forward=self._heldout, checkpoints=Path(self.args.output_dir),
+        )  # fmt: skip
         if self.monitor is not None:
             self.add_callback(self.monitor)
         documents = [[i for u in pack for i in units[u]] for pack in packs]
@@ -116,44 +120,6 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         self.computed_tokens = 0
         self.train_tokens_seen = 0.0
         self._interval_started = time.monotonic()
-
-    def _monitored(
-        self,
-        plan: MixturePlan | None,
-        rows: TokenRows,
-        units: Sequence[Sequence[int]],
-        watched: TokenRows | None,
-        joins: Sequence[int],
-    ) -> Monitor | None:
-        """What measures while this trains: the rows that a plan holds out, else those beside the mix; None for
-        neither."""
-        checkpoints, section = Path(self.args.output_dir), self.cfg.mixture
-        file = checkpoints.parent / MONITOR
-        if plan is not None and plan.heldout:
-            held = {d: [rows.alone(i) for u in us for i in units[u]] for d, us in plan.heldout.items()}
-            heldout = HeldOut(held, self.model, self._heldout, None)
-            return Monitor(heldout, section.update_steps, file, mixture=plan.mixture, sampler=plan.sampler)
-        if watched is None:
-            if plan is not None:
-                raise RecipeError(
-                    "controller: forgetting needs dialogues to watch, and the mix has none",
-                    where="train.mixture.controller",
-                    hint="set curate.watch_dialogues",
-                )
-            return None
-        beside: dict[str, list[Document]] = {}
-        sources = watched.labels("source")
-        topics = {label for label, source in zip(watched.labels("domain"), sources, strict=True) if source == "replay"}
-        for i, (label, source) in enumerate(zip(watched.labels("domain"), sources, strict=True)):
-            name = f"{label} (yours)" if source != "replay" and label in topics else label
-            beside.setdefault(name, []).append(watched.alone(i))
-        heldout = HeldOut(beside, self.model, self._heldout, checkpoints / REFERENCE)
-        if plan is None:
-            return Monitor(heldout, section.update_steps, file)
-        return Monitor(
-            heldout, section.update_steps, file,
-            mixture=plan.mixture, sampler=plan.sampler, signal=section.signal, parts=joins,
-        )  # fmt: skip
 
     def _why_no_trees(self, rows: TokenRows, config: Any) -> str | None:
         """Why trees are trained path by path; None when they are packed, or there are none."""
@@ -416,86 +382,3 @@ def _chunks(indices: Tensor) -> tuple[Tensor, ...]:
 def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:
     """``function(*args)`` whose intermediates are recomputed in the backward pass instead of kept."""
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-
-def head_takes_mask(model: nn.Module) -> bool:
-    """Whether the model computes logits at the ``True`` positions of a boolean ``logits_to_keep`` mask only.
-
-    Asked of the model itself, on eight tokens: an older transformers would read the mask as positions.
-    """
-    forward = getattr(model, "get_base_model", lambda: model)().forward
-    if "logits_to_keep" not in inspect.signature(forward).parameters:
-        return False
-    ids, positions = _probe(model)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    mask[0, 1] = mask[0, 3] = mask[1, 2] = True
-    with _evaluating(model), torch.no_grad():
-        full = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        try:
-            kept = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=mask).logits
-        except (IndexError, TypeError, ValueError, RuntimeError):
-            return False
-    return kept.shape == (3, full.shape[-1]) and torch.allclose(kept.float(), full[mask].float(), atol=1e-2, rtol=1e-2)
-
-
-def choose_layout(model: nn.Module, config: Any, *, packing: bool) -> Layout:
-    """The layout that keeps documents apart on this model; checked by running it.
-
-    Variable-length attention kernels want one tensor row, mask-based attention several short ones. Models that carry
-    state along a row (state-space layers, convolutions) mix documents whatever the mask says: they get one document a
-    row.
-
-    Raises:
-        RecipeError: Packing is asked of a model that cannot keep documents apart.
-        ModelError: The model mixes tokens even of different tensor rows.
-    """
-    wanted: Layout = "single" if "flash" in (config._attn_implementation or "") else "rows"
-    if _keeps_apart(model):
-        return wanted
-    if packing:
-        raise RecipeError(
-            f"{type(model).__name__} lets packed documents see each other",
-            where="train.packing",
-            hint="set it to false",
-        )
-    if not _keeps_apart(model, separate=True):
-        raise ModelError(f"{type(model).__name__} is not causal: a token's output depends on padding after it")
-    return "separate"
-
-
-def _keeps_apart(model: nn.Module, *, separate: bool = False) -> bool:
-    """Whether a document's logits stay the same when its neighbours in the row change."""
-    ids, positions = _probe(model)
-    other = ids.clone()
-    if separate:  # a document, then padding: the padding must not matter
-        other[:, 2:] = (other[:, 2:] + 5) % int(ids.max() + 1)
-        look = slice(0, 2)
-    else:  # two documents in a row: the first must not matter to the second
-        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
-        other = ids.clone()
-        other[:, :4] = (other[:, :4] + 5) % int(ids.max() + 1)
-        look = slice(4, 8)
-    with _evaluating(model), torch.no_grad():
-        a = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, look].float()
-        b = model(input_ids=other, position_ids=positions, use_cache=False).logits[:, look].float()
-    return torch.allclose(a, b, atol=1e-3 * float(a.abs().max()) + 1e-6, rtol=0)
-
-
-def _probe(model: nn.Module) -> tuple[Tensor, Tensor]:
-    device = next(model.parameters()).device
-    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]], device=device)
-    return ids, torch.arange(4, device=device).expand(2, 4)
-
-
-class _evaluating:
-    """Evaluation mode (no dropout) inside the block."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.was_training = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *exc: object) -> None:
-        self.model.train(self.was_training)
