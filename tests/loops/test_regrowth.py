@@ -123,7 +123,14 @@ def test_stops_change_nothing(ground: Ground, tmp_path: Path) -> None:
     assert largest_difference(looped.model_path, plain.model_path) == 0
 
 
-@pytest.mark.parametrize("change", [{"tokens": 400}, {"every_steps": 9}, {"min_tokens": 10**6}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": 400},
+        pytest.param({"every_steps": 9}, marks=pytest.mark.slow),
+        pytest.param({"min_tokens": 10**6}, marks=pytest.mark.slow),
+    ],
+)
 def test_each_key_matters(change: dict[str, int], whole: Path, ground: Ground, tmp_path: Path, scripted: None) -> None:
     ground.go(tmp_path, laid.REGROWTH.model_copy(update=change))
     one, two = read(whole / "regrowth.json"), read(tmp_path / "regrowth.json")
@@ -169,10 +176,10 @@ def doomed(ground: Ground, out: Path, where: str) -> None:
 @pytest.mark.parametrize(
     "where",
     [
-        "between pause and plan",
+        pytest.param("between pause and plan", marks=pytest.mark.slow),
         "while growing",
-        "while curating",
-        "before the second round's mark",
+        pytest.param("while curating", marks=pytest.mark.slow),
+        pytest.param("before the second round's mark", marks=pytest.mark.slow),
         "in the second leg",
     ],
 )

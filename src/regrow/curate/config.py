@@ -74,7 +74,7 @@ class CurateConfig(Section):
     """Dialogues of each topic that are held out to be measured while a model trains (`watched.parquet`), for
     `train.mixture.controller: forgetting` and the stability gap. Others than those of `holdout_dialogues`: what
     training is steered by must not be what it is judged by. Whole bushes, at most a quarter of a topic's, and at most
-    `holdout_per_bush` dialogues of each. 8 is a start; 0: no monitor."""
+    `holdout_per_bush` dialogues of each. 8 is a start [G]; 0: no monitor."""
 
     @field_validator("holdout_dialogues")
     @classmethod

@@ -65,7 +65,7 @@ class MixtureSection(Section):
 
     tilt: float = Field(default=0.5, ge=0, le=1)
     """``forgetting``: how much of the replay follows the forgetting; every topic keeps ``1 - tilt`` of its share.
-    Ours: half, so that no topic can lose more than half of its replay to a noisy measurement."""
+    [G]: half, so that no topic can lose more than half of its replay to a noisy measurement."""
     signal: Literal["kl", "loss"] = "kl"
     """``forgetting``: what is measured on the watched dialogues. ``kl``: from the model as it was at the first step
     to the model now, over its 64 likeliest tokens and the rest as one. ``loss``: the growth of the cross-entropy,

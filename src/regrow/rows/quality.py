@@ -35,7 +35,7 @@ class QualityConfig(Section):
     reference: str | None = None
     """A file or folder of text that is as yours should be (any format of `data`); null keeps all rows."""
     keep: float = Field(default=0.5, gt=0, le=1)
-    """Share of the training rows that is kept, those of the lowest perplexity. Held-out rows are not touched."""
+    """Share of the training rows that is kept, those of the lowest perplexity. Held-out rows are not touched [G]."""
 
     @model_validator(mode="after")
     def _needs_a_reference(self) -> QualityConfig:
