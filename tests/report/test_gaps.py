@@ -57,5 +57,5 @@ def test_without_a_monitor_there_is_nothing(tmp_path: Path) -> None:
 
 def test_a_damaged_summary_is_named(run: Path) -> None:
     (run / "train/sft/train.json").write_text("{")
-    with pytest.raises(RunError, match="train.json"):
+    with pytest.raises(RunError, match=r"train\.json"):
         load_run(run)

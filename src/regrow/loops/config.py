@@ -12,7 +12,8 @@ class RegrowthConfig(Section):
     Needs ``train.mixture.controller: forgetting`` and ``curate.watch_dialogues``."""
 
     tokens: int = Field(default=0, ge=0)
-    """Budget in tokens of distinct turns, over all rounds. 0: no growth; the mixture alone follows the forgetting [G]."""
+    """Budget in tokens of distinct turns, over all rounds [G]. 0: no growth; the mixture alone follows the
+    forgetting."""
     every_steps: int = Field(default=100, ge=1)
     """Optimizer steps between two looks at what is missing (taken up to the next measurement) [G]."""
     min_tokens: int = Field(default=500, ge=1)
