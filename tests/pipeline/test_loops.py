@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from regrow.cli import app
+from regrow.cli import build_app
 from regrow.errors import RecipeError
 from regrow.pipeline import run
 from regrow.recipe import load_recipe, parse_recipe
@@ -49,7 +49,7 @@ def test_regrowth_through_the_chain(tiny_model_dir: Path, tmp_path: Path, data: 
     done = run(recipe, tmp_path / "run")
     told = json.loads((done.path / "train/regrow/regrowth.json").read_text())
     assert told["spent"] > 0 and set(told["grown"]) <= {"bees", "law"}
-    shown = CliRunner().invoke(app, ["show", str(done.path)])
+    shown = CliRunner().invoke(build_app(), ["show", str(done.path)])
     assert shown.exit_code == 0 and "while training" in shown.output and "bees" in shown.output
     again = run(recipe, tmp_path / "run")
     manifest = json.loads((again.path / "manifest.json").read_text())
