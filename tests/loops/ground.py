@@ -45,7 +45,8 @@ def script_the_measurements() -> None:
     from regrow.train import monitor
 
     def measure(self: Any, step: int) -> tuple[dict[str, float], dict[str, float]]:
-        kl = {"bees": 0.1 * (step > 0), "iron": 0.0, "law": 0.1 * (0 < step < 10), "boxes": 0.0}
+        forgotten = {"bees": 0.1 * (step > 0), "law": 0.1 * (0 < step < 10)}
+        kl = {domain: forgotten.get(domain, 0.0) for domain in self.documents}
         return dict.fromkeys(kl, 1.0), kl
 
     monitor.HeldOut.measure = measure  # type: ignore[method-assign]
