@@ -290,7 +290,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         n = len(self._sampler)
         passes, rest = divmod(steps, math.ceil(n / a_step))
-        return passes * n + min(rest * a_step, n)
+        return int(passes * n + min(rest * a_step, n))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
