@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.data import read_data
-from regrow.pipeline import GROW_SPARE
+from regrow.pipeline import GROW_SPARE, best_rows
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def estimate(recipe: Recipe) -> Cost:
     model = resolve_config(recipe.model)
     read = read_data(recipe)
     train, heldout = split_rows(read.rows, recipe.data.test_size, recipe.seed)
+    if recipe.data.quality.reference is not None:
+        train = best_rows(train, recipe.data.quality)
     epochs = recipe.train.num_train_epochs
     domain = count_tokens(train, model.path, recipe.mix)
     arms = recipe.trained_arms()
@@ -110,7 +112,8 @@ def estimate(recipe: Recipe) -> Cost:
         if cfg.tokens is None and cfg.dialogues is None:
             cfg = cfg.model_copy(update={"tokens": max(1, int(replay * GROW_SPARE))})
         expected = estimate_cost(cfg)
-        grown, sampled = expected.kept_tokens, expected.sampled_tokens
+        more = 1 + recipe.regrowth.tokens / max(1, expected.kept_tokens)  # the budget of regrowth, if it is all spent
+        grown, sampled = round(expected.kept_tokens * more), round(expected.sampled_tokens * more)
     tokens = {arm: int(domain * epochs) + (replay if arm == "regrow" else 0) for arm in arms}
     weights = sum(p.stat().st_size for p in model.path.glob("*.safetensors"))
     saved = weights * (len(arms) if recipe.train.method == "full" else 0.1 * len(arms))

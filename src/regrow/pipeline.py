@@ -16,8 +16,11 @@ from regrow.runs import Resume, Run, StageResult, open_run
 
 if TYPE_CHECKING:
     from regrow.evaluate.items import Item
+    from regrow.grow.config import GrowConfig
+    from regrow.loops.regrowth import Grounds
     from regrow.models.embed import Encoder
     from regrow.models.load import ResolvedModel
+    from regrow.rows.quality import QualityConfig
     from regrow.rows.row import Row
 
 GROW_SPARE = 1.3
@@ -96,15 +99,18 @@ class _Chain:
         train_rows = read_back(data.path / "train.jsonl")
         heldout = read_back(data.path / "heldout.jsonl")
         suites = self.suites(data, heldout)
-        corpus = None
+        corpus = regrowth = None
         if "regrow" in recipe.trained_arms():
-            grown = self.grow(train_rows, data)
+            grow_cfg = self.grow_config(train_rows)
+            grown = self.grow(grow_cfg)
             corpus = self.curate(grown, suites, data, heldout)
+            if recipe.train.mixture.controller == "forgetting":
+                regrowth = self.grounds(grow_cfg, grown, corpus, suites, heldout)
         models = {"base": self.model.path}
         trained: dict[str, StageResult] = {}
         for arm in recipe.trained_arms():
-            mixed = self.mix(arm, data, train_rows, corpus if arm == "regrow" else None)
-            trained[arm] = self.train(arm, mixed)
+            mixed = self.mix(arm, data, train_rows, heldout, corpus)
+            trained[arm] = self.train(arm, mixed, regrowth if arm == "regrow" else None)
             models[arm] = trained[arm].path / trained[arm].facts["model"]
         if "interpolate" in (recipe.arms or []):
             trained["interpolate"] = self.interpolate(models["sft"], trained["sft"])
@@ -137,6 +143,9 @@ class _Chain:
 
             read = read_data(recipe, folder)
             train, heldout = split_rows(read.rows, recipe.data.test_size, self.seed)
+            whole = len(train)
+            if recipe.data.quality.reference is not None:
+                train = best_rows(train, recipe.data.quality)
             write_jsonl(train, folder / "train.jsonl")
             write_jsonl(heldout, folder / "heldout.jsonl")
             return {
@@ -145,10 +154,13 @@ class _Chain:
                 "heldout": len(heldout),
                 "dropped": read.dropped,
                 "format": read.format,
+                **({"less_like_the_reference": whole - len(train)} if whole > len(train) else {}),
             }
 
         data = recipe.data.model_dump(mode="json")
         inputs = {"data": data, "seed": self.seed, "file": source_hash(recipe.data.path)}
+        if recipe.data.quality.reference is not None:
+            inputs["reference"] = source_hash(recipe.data.quality.reference)
         return self.run.stage("data", inputs, work)
 
     def suites(self, data: StageResult, heldout: list[Row]) -> StageResult:
@@ -163,7 +175,10 @@ class _Chain:
             del inputs["evaluate"][key]
         return self.run.stage("suites", inputs, work, keep=[CACHE])
 
-    def grow(self, train_rows: list[Row], data: StageResult) -> StageResult:
+    def grow_config(self, train_rows: list[Row]) -> GrowConfig:
+        """The recipe's section with the budget that the mix needs."""
+        from regrow.curate.config import DIALOGUE_TOKENS
+        from regrow.grow.topics import configured_topics
         from regrow.mix.stage import replay_tokens_wanted
 
         cfg = self.recipe.grow
@@ -171,11 +186,17 @@ class _Chain:
             wanted = replay_tokens_wanted(
                 train_rows, self.model.path, self.recipe.mix, epochs=self.recipe.train.num_train_epochs
             )
-            cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + self.recipe.curate.holdout_tokens})
+            aside = self.recipe.curate.holdout_tokens
+            if self.recipe.curate.watch_dialogues:
+                topics = len(configured_topics(cfg)) or cfg.ask_topics
+                aside += self.recipe.curate.watch_dialogues * topics * DIALOGUE_TOKENS
+            cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + aside})
             note(f"grow: {cfg.tokens:,} tokens, for a replay_ratio of {self.recipe.mix.replay_ratio}")
         if self.recipe.train.replay_loss == "soft" and cfg.top_logprobs == 0:
             cfg = cfg.model_copy(update={"top_logprobs": 32})
+        return cfg
 
+    def grow(self, cfg: GrowConfig) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
             from regrow.grow.stage import grow
 
@@ -202,34 +223,80 @@ class _Chain:
         upstream = {"grow": grown.output_hash, "suites": suites.output_hash, "data": data.output_hash}
         return self.run.stage("corpus", self.inputs("curate", self.recipe.curate, **upstream), work)
 
-    def mix(self, arm: str, data: StageResult, rows: list[Row], corpus: StageResult | None) -> StageResult:
+    def grounds(
+        self,
+        cfg: GrowConfig,
+        grown: StageResult,
+        corpus: StageResult,
+        suites: StageResult,
+        heldout: list[Row],
+    ) -> Grounds:
+        """What more of the corpus would be made with."""
+        from regrow.loops.regrowth import Grounds
+
+        return Grounds(
+            grown.path,
+            corpus.path,
+            cfg,
+            self.recipe.curate,
+            items=read_items(suites.path / "items.jsonl"),
+            domain_rows=heldout,
+            encoder=lambda: sentence_encoder(self.recipe),
+        )
+
+    def mix(
+        self, arm: str, data: StageResult, rows: list[Row], heldout: list[Row], corpus: StageResult | None
+    ) -> StageResult:
+        replay = corpus if arm == "regrow" else None
+        watched = corpus if self.recipe.curate.watch_dialogues else None
+
         def work(folder: Path) -> dict[str, Any]:
+            from regrow.mix.parts import write_watched
             from regrow.mix.stage import mix
 
-            return mix(
+            done = mix(
                 rows,
-                corpus.path if corpus else None,
+                replay.path if replay else None,
                 self.model.path,
                 self.recipe.mix,
                 folder,
                 seed=self.seed,
                 epochs=self.recipe.train.num_train_epochs,
             ).to_dict()
+            if watched is not None:
+                yours = heldout[: self.recipe.curate.watch_dialogues]
+                tokens = write_watched(watched.path, yours, self.model.path, self.recipe.mix, folder)
+                done["watched_tokens"] = dict(tokens)
+            return done
 
-        upstream = {"data": data.output_hash, "corpus": corpus.output_hash if corpus else None}
+        upstream = {
+            "data": data.output_hash,
+            "corpus": replay.output_hash if replay else None,
+            "watched": watched.output_hash if watched else None,
+        }
         epochs = self.recipe.train.num_train_epochs
         return self.run.stage(f"mix/{arm}", self.inputs("mix", self.recipe.mix, epochs=epochs, **upstream), work)
 
-    def train(self, arm: str, mixed: StageResult) -> StageResult:
+    def train(self, arm: str, mixed: StageResult, regrowth: Grounds | None) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
+            from regrow.loops.regrowth import train_with_regrowth
             from regrow.train.stage import train
 
             # The mix has all epochs laid out, each with its own replay; the trainer passes over it once.
             cfg = self.recipe.train.model_copy(update={"num_train_epochs": 1.0})
-            done = train(self.model.path, mixed.path, cfg, folder, seed=self.seed, label=arm)
+            if regrowth is None:
+                done = train(self.model.path, mixed.path, cfg, folder, seed=self.seed, label=arm)
+            else:
+                done = train_with_regrowth(
+                    self.recipe.regrowth, self.model, mixed.path, self.recipe.mix, cfg, regrowth, folder,
+                    seed=self.seed, label=arm,
+                )  # fmt: skip
             return {**done.to_dict(), "model": str(Path(done.model_path).relative_to(folder))}
 
-        return self.run.stage(f"train/{arm}", self.inputs("train", self.recipe.train, mixed=mixed.output_hash), work)
+        inputs = self.inputs("train", self.recipe.train, mixed=mixed.output_hash)
+        if regrowth is not None:
+            inputs["regrowth"] = self.recipe.regrowth.model_dump(mode="json")
+        return self.run.stage(f"train/{arm}", inputs, work)
 
     def interpolate(self, tuned: Path, upstream: StageResult) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
@@ -294,6 +361,17 @@ def sentence_encoder(recipe: Recipe) -> Encoder | None:
     from regrow.models.embed import load_encoder
 
     return None if recipe.grow.encoder == "none" else load_encoder(recipe.grow.encoder)
+
+
+def best_rows(rows: list[Row], cfg: QualityConfig) -> list[Row]:
+    """The rows that read most like the reference."""
+    from regrow.rows.quality import NGramModel, best
+    from regrow.rows.readers import read_rows
+    from regrow.rows.validate import content_text
+
+    assert cfg.reference is not None
+    texts = (content_text(m["content"]) for row in read_rows(cfg.reference).rows for m in row.messages)
+    return best(rows, NGramModel(texts), cfg.keep)
 
 
 def read_back(path: Path) -> list[Row]:

@@ -16,9 +16,11 @@ from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
 from regrow.grow.config import GrowConfig
+from regrow.loops.config import RegrowthConfig
 from regrow.mix.config import MixConfig
 from regrow.models.config import ModelConfig
 from regrow.probe.config import ProbeConfig
+from regrow.rows.quality import QualityConfig
 from regrow.section import Section
 from regrow.train.config import TrainConfig
 
@@ -43,6 +45,8 @@ class DataConfig(Section):
     """Rows held out to measure the gain: a share (below 1) or a number. They are never trained on."""
     max_rows: int | None = Field(default=None, ge=2)
     """Use only the first rows, for a trial."""
+    quality: QualityConfig = QualityConfig()
+    """Train only on the rows that read most like a reference text."""
 
 
 class Recipe(Section):
@@ -62,6 +66,7 @@ class Recipe(Section):
     curate: CurateConfig = CurateConfig()
     mix: MixConfig = MixConfig()
     train: TrainConfig = TrainConfig()
+    regrowth: RegrowthConfig = RegrowthConfig()
     evaluate: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
@@ -71,6 +76,15 @@ class Recipe(Section):
                 raise ValueError("arms: `interpolate` is made out of `sft`; name both")
             if self.train.method == "lora" and not self.train.merge_adapter:
                 raise ValueError("arms: `interpolate` needs whole models; set train.merge_adapter: true")
+        return self
+
+    @model_validator(mode="after")
+    def _can_regrow(self) -> Recipe:
+        watching = self.train.mixture.controller == "forgetting"
+        if self.regrowth.tokens and not watching:
+            raise ValueError("regrowth.tokens needs train.mixture.controller: forgetting, which says what to grow")
+        if watching and not self.curate.watch_dialogues:
+            raise ValueError("train.mixture.controller: forgetting needs curate.watch_dialogues, say 8")
         return self
 
     def trained_arms(self) -> list[str]:

@@ -14,7 +14,7 @@ from regrow.curate.config import CurateConfig
 from regrow.curate.stage import curate
 from regrow.errors import DataError, RecipeError, RunError
 from regrow.evaluate.items import Item
-from regrow.grow.corpus import corpus_facts, read_dialogues, read_nodes
+from regrow.grow.corpus import WATCHED, corpus_facts, read_dialogues, read_nodes
 from regrow.rows.row import Row
 from tests.curate.forests import Tree, grow_by_hand
 
@@ -396,3 +396,61 @@ def test_holdout_is_a_number_or_a_share(given: float, held: float, tokens: int) 
     assert (cfg.holdout_dialogues, type(cfg.holdout_dialogues), cfg.holdout_tokens) == (held, type(held), tokens)
     with pytest.raises(ValueError, match="below 1"):
         CurateConfig(holdout_dialogues=2.5)
+
+
+def _bushes(n: int, words: str) -> Tree:
+    """Bushes of unlike words; distinct for distinct ``words``."""
+    return {
+        f"{words} question {i} {i * 37} what {i * 11}": {f"{words} answer {i * 5} says {i * 91} and {i}": {}}
+        for i in range(n)
+    }
+
+
+def test_watched_dialogues_are_held_out_apart_from_the_evaluation(tmp_path: Path) -> None:
+    trees = [_bushes(16, "river stone"), _bushes(12, "copper law"), _bushes(1, "single")]
+    _, out = run(tmp_path, trees, **WORDS_ONLY | {"holdout_dialogues": 5, "watch_dialogues": 3})
+    watched = read_dialogues(out, WATCHED)
+    own = [json.loads(line)["id"] for line in (out / "own_dialogues.jsonl").read_text().splitlines()]
+    kept = {d.id for d in read_dialogues(out)}
+    by_topic = {t: sum(d.topic == t for d in watched) for t in ("topic 0", "topic 1", "topic 2")}
+    assert by_topic["topic 0"] == 3 and 1 <= by_topic["topic 1"] <= 3 and by_topic["topic 2"] == 0
+    assert not {d.id for d in watched} & (kept | set(own)) and not set(own) & kept
+    nodes = {n.id: n for n in read_nodes(out)}
+    assert {nodes[d.node_ids[0]].reason for d in watched} == {"held out to be watched"}
+    summary = json.loads((out / "curate.json").read_text())
+    assert summary["dialogues"]["watched"] == len(watched)
+    assert len(kept) + len(own) + len(watched) == 29
+
+
+def test_what_nearly_repeats_a_watched_dialogue_is_dropped(tmp_path: Path) -> None:
+    tree = _bushes(8, "river stone")
+    twins = {f"{question} please": dict(answer) for question, answer in tree.items()}
+    cfg = WORDS_ONLY | {"watch_dialogues": 2, "dedup_method": "none", "minhash_threshold": 0.5}
+    _, out = run(tmp_path, [{**tree, **twins}], **cfg)
+    asked = {d.messages[0]["content"].removesuffix(" please") for d in read_dialogues(out, WATCHED)}
+    left = {d.messages[0]["content"].removesuffix(" please") for d in read_dialogues(out)}
+    assert len(asked) == 2 and not asked & left
+
+
+def test_a_corpus_that_grew_is_held_out_as_before(tmp_path: Path) -> None:
+    cfg = CurateConfig(**WORDS_ONLY | {"holdout_dialogues": 4, "watch_dialogues": 2})
+    old = [_bushes(12, "river stone"), _bushes(8, "copper law")]
+    small = grow_by_hand(tmp_path / "small", old)
+    first = tmp_path / "first"
+    curate(small, cfg, first, items=[], domain_rows=[], encoder=None, seed=1)
+    held = json.loads((first / "own_dialogues.jsonl").read_text().splitlines()[0])["messages"]
+    repeated: Tree = {held[0]["content"]: {held[1]["content"]: {}}}
+    fresh = _bushes(6, "glass orchard")
+    large = grow_by_hand(tmp_path / "large", [*old, {**fresh, **repeated}])
+    second = tmp_path / "second"
+    curate(large, cfg, second, items=[], domain_rows=[], encoder=None, seed=1, earlier=first)
+    assert (second / "own_dialogues.jsonl").read_text() == (first / "own_dialogues.jsonl").read_text()
+    assert read_dialogues(second, WATCHED) == read_dialogues(first, WATCHED)
+    one, two = ({d.id for d in read_dialogues(folder)} for folder in (first, second))
+    assert one < two and {i.split("/")[0] for i in two - one} == {"t02"}
+    assert len(two - one) == 6, "the repetition of a held-out dialogue is out"
+
+
+def test_watching_needs_two_bushes_of_a_topic(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no topic has two"):
+        run(tmp_path, [_bushes(1, "one"), _bushes(1, "two")], **WORDS_ONLY | {"watch_dialogues": 2})

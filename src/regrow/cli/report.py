@@ -34,7 +34,7 @@ def show(
 ) -> None:
     """Print a run's verdict and its tables; of several seeds, the differences with the seed as a random effect."""
     from regrow.report.build import load_report
-    from regrow.report.compare import seeds_table, suites_table
+    from regrow.report.compare import gaps_table, seeds_table, suites_table
     from regrow.report.lost_view import lost_table
 
     if len(runs) > 1:
@@ -48,6 +48,8 @@ def show(
     if found.run.results is not None:
         lost = lost_table(found.run)
         _print(suites_table(found.run), *([lost] if lost is not None else []))
+    if (table := gaps_table(found.run)) is not None:
+        _print(table)
 
 
 def runs(

@@ -70,6 +70,12 @@ class CurateConfig(Section):
     """Dialogues of one held-out bush that become evaluation items. Paths of one bush share their beginning, so many of
     them would be one measurement counted many times; the others are held out as well and evaluated nowhere."""
 
+    watch_dialogues: int = Field(default=0, ge=0)
+    """Dialogues of each topic that are held out to be measured while a model trains (`watched.parquet`), for
+    `train.mixture.controller: forgetting` and the stability gap. Others than those of `holdout_dialogues`: what
+    training is steered by must not be what it is judged by. Whole bushes, at most a quarter of a topic's, and at most
+    `holdout_per_bush` dialogues of each. 8 is a start [G]; 0: no monitor."""
+
     @field_validator("holdout_dialogues")
     @classmethod
     def _number_or_share(cls, value: int | float) -> int | float:

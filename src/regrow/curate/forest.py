@@ -16,6 +16,8 @@ COLUMNS = ["id", "parent", "tree", "topic", "layer", "role", "token_ids", "text"
 FOLLOWS = "follows a dropped turn"
 NO_DIALOGUE = "no dialogue left"
 HELD_OUT = "held out"
+WATCHED = "held out to be watched"
+HELD = (HELD_OUT, WATCHED)
 
 
 class Drop(NamedTuple):
@@ -112,7 +114,7 @@ class Forest:
             child = waiting.pop()
             if child not in self.dropped:
                 # A bush is held out as one: its turns are not casualties of the first question.
-                follows = HELD_OUT if reason == HELD_OUT else FOLLOWS
+                follows = reason if reason in HELD else FOLLOWS
                 self.dropped[child] = Drop(follows, {"turn": turn_id}, turn_id)
                 waiting += self.turns[child].children
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from regrow.curate.config import CurateConfig
 from regrow.curate.decontaminate import EmbeddingIndex, Encodes, NgramIndex, Probe
 from regrow.curate.dedup import BLOCK, Pair, embedding_pairs, exact_pairs, minhash_pairs
-from regrow.curate.forest import HELD_OUT, Forest, Turn
+from regrow.curate.forest import HELD, HELD_OUT, WATCHED, Forest, Turn
 from regrow.curate.quality import judge
 from regrow.curate.text import jaccard, shingles
 from regrow.errors import RecipeError
@@ -202,6 +202,31 @@ def hold_out(forest: Forest, cfg: CurateConfig, seed: int) -> list[Dialogue]:
     return chosen if share else chosen[: int(amount)]
 
 
+def watch(forest: Forest, cfg: CurateConfig, seed: int) -> list[Dialogue]:
+    """Take whole bushes out of training to be measured meanwhile; returns their dialogues, topic by topic.
+
+    ``watch_dialogues`` of each topic, out of at most a quarter of its bushes (one at least, when it has two).
+    """
+    bushes: dict[str, dict[str, list[Dialogue]]] = {}
+    for dialogue in forest.whole():
+        bushes.setdefault(dialogue.topic, {}).setdefault(dialogue.bush, []).append(dialogue)
+    chosen: list[Dialogue] = []
+    for number, topic in enumerate(sorted(bushes)):
+        mine = list(bushes[topic])
+        limit = max(len(mine) // 4, 1 if len(mine) > 1 else 0)
+        rng = np.random.default_rng([seed, 0x3A7C, number])
+        of_topic: list[Dialogue] = []
+        for at in rng.permutation(len(mine))[:limit]:
+            if len(of_topic) >= cfg.watch_dialogues:
+                break
+            paths = bushes[topic][mine[at]]
+            picked = sorted(rng.permutation(len(paths))[: cfg.holdout_per_bush].tolist())
+            of_topic += [paths[i] for i in picked]
+            forest.drop(mine[at], WATCHED, {})
+        chosen += of_topic[: cfg.watch_dialogues]
+    return chosen
+
+
 def _round_robin(forest: Forest, bushes: list[str], rng: np.random.Generator) -> list[str]:
     """The bushes in random order, one of each tree in turn."""
     by_tree: dict[int, list[str]] = {}
@@ -241,7 +266,7 @@ def drop_near_held_out(forest: Forest, cfg: CurateConfig, vectors: Vectors, seed
 
 
 def _is_held(forest: Forest, turn: Turn) -> bool:
-    return forest.dropped[turn.id].reason == HELD_OUT
+    return forest.dropped[turn.id].reason in HELD
 
 
 def _compared_as(turn: Turn) -> str | None:

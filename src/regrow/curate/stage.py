@@ -11,7 +11,7 @@ from typing import Any
 
 from regrow.curate.config import CurateConfig
 from regrow.curate.decontaminate import Encodes, probes, row_probes
-from regrow.curate.forest import HELD_OUT, Forest, paths_through
+from regrow.curate.forest import HELD, HELD_OUT, Forest, paths_through
 from regrow.curate.passes import (
     CONTAMINATED,
     YOURS,
@@ -22,10 +22,12 @@ from regrow.curate.passes import (
     drop_low_quality,
     drop_near_held_out,
     hold_out,
+    watch,
 )
 from regrow.curate.write import replace_folder, write_curated
 from regrow.errors import DataError
 from regrow.evaluate.items import Item
+from regrow.grow.corpus import WATCHED, Dialogue, read_dialogues, write_dialogues
 from regrow.progress import note
 from regrow.rows.row import Row
 from regrow.rows.writers import atomic_write_text, write_json_lines
@@ -38,7 +40,8 @@ class CurateSummary:
     """What curation did; also in ``curate.json``.
 
     Attributes:
-        dialogues: ``in``, ``kept``, ``held_out`` (never trained on), ``evaluated`` (of those, the evaluation items).
+        dialogues: ``in``, ``kept``, ``held_out`` (never trained on), ``evaluated`` (of those, the evaluation items),
+            ``watched`` (measured while a model trains, never trained on).
         turns: Nodes on a dialogue, ``in`` and ``kept``.
         tokens, bytes: Of the text of those turns, ``in`` and ``kept``.
         dropped: By reason: ``turns`` with this reason, ``dialogues`` lost to it, ``bytes`` of those turns.
@@ -68,13 +71,15 @@ def curate(
     domain_rows: Sequence[Row],
     encoder: Encodes | None,
     seed: int,
+    earlier: Path | None = None,
 ) -> CurateSummary:
     """Write a cleaned copy of a corpus to ``out``, in the same layout.
 
     Dropping a turn drops every dialogue through it. Nodes keep their row, with ``kept`` false and the reason;
     ``n_paths`` counts the dialogues that are left. ``out`` also gets ``own_dialogues.jsonl`` (held-out dialogues as
-    evaluation items), ``dropped.jsonl`` (id, reason, evidence) and ``curate.json`` (`CurateSummary`). It appears whole
-    or not at all; a second call with the same arguments writes the same bytes.
+    evaluation items), with ``watch_dialogues`` also ``watched.parquet``, ``dropped.jsonl`` (id, reason, evidence) and
+    ``curate.json`` (`CurateSummary`). It appears whole or not at all; a second call with the same arguments writes the
+    same bytes.
 
     Args:
         corpus_dir: A grown corpus; stays as it is.
@@ -84,6 +89,9 @@ def curate(
         domain_rows: Rows of the user that must not occur in it either: those held out for evaluation, or all.
         encoder: Sentence encoder; None when neither ``dedup_method`` nor ``embedding_threshold`` needs one.
         seed: Chooses the held-out dialogues.
+        earlier: An earlier result of this stage, of the same corpus when it had fewer trees. What was held out then is
+            held out now, and nothing else is; new turns that repeat an older one or a held-out one go, as the later
+            ones.
 
     Raises:
         DataError: Nothing is left of the corpus.
@@ -97,14 +105,13 @@ def curate(
     drop_contaminated(forest, cfg, row_probes(domain_rows), vectors, reason=YOURS)
     drop_duplicates(forest, cfg, vectors, seed)
     forest.prune()
-    held = hold_out(forest, cfg, seed)
-    if not isinstance(cfg.holdout_dialogues, float) and len(held) < cfg.holdout_dialogues:
-        note(f"curate: {len(held)} of {cfg.holdout_dialogues} dialogues held out, as at most half of the bushes are")
-    if held:
+    held, watched = _hold_out(forest, cfg, seed) if earlier is None else _hold_out_again(forest, earlier)
+    if any(drop.reason in HELD for drop in forest.dropped.values()):
         drop_near_held_out(forest, cfg, vectors, seed)
     forest.prune()
     kept = list(forest.whole())
     summary = _summary(forest, cfg, len(kept), len(held), items, domain_rows, seed)
+    summary.dialogues |= {"watched": len(watched)} if watched else {}
     if not kept:
         raise DataError(
             f"nothing is left of {len(forest.dialogues)} dialogues",
@@ -115,13 +122,40 @@ def curate(
     with replace_folder(out, marker=SUMMARY) as folder:
         reasons = {turn: drop.reason for turn, drop in forest.dropped.items()}
         write_curated(corpus_dir, folder, reasons, {d.id for d in kept}, paths_through(kept), summary.to_dict())
-        write_json_lines((asdict(item) for item in as_items(held)), folder / OWN)
+        write_json_lines((asdict(item) for item in held), folder / OWN)
+        if watched:
+            write_dialogues(folder / WATCHED, watched)
         write_json_lines(
             ({"id": turn, **_drop_record(forest, turn)} for turn in forest.turns if turn in forest.dropped),
             folder / DROPPED,
         )
         atomic_write_text(folder / SUMMARY, json.dumps(summary.to_dict(), indent=1, ensure_ascii=False) + "\n")
     return summary
+
+
+def _hold_out(forest: Forest, cfg: CurateConfig, seed: int) -> tuple[list[Item], list[Dialogue]]:
+    """Hold bushes out; what is evaluated and what is watched of them."""
+    held = hold_out(forest, cfg, seed)
+    if not isinstance(cfg.holdout_dialogues, float) and len(held) < cfg.holdout_dialogues:
+        note(f"curate: {len(held)} of {cfg.holdout_dialogues} dialogues held out, as at most half of the bushes are")
+    watched = watch(forest, cfg, seed) if cfg.watch_dialogues else []
+    if cfg.watch_dialogues and not watched:
+        raise DataError(
+            "no topic has two first questions, so none can be held out",
+            where="curate.watch_dialogues",
+            hint="grow more, or fewer topics; or set it to 0",
+        )
+    return as_items(held), watched
+
+
+def _hold_out_again(forest: Forest, earlier: Path) -> tuple[list[Item], list[Dialogue]]:
+    """Hold out what an earlier curation did."""
+    for line in (earlier / DROPPED).read_text(encoding="utf-8").splitlines():
+        drop = json.loads(line)
+        if drop["reason"] in HELD and drop["id"] in forest.turns and forest.turns[drop["id"]].layer == 1:
+            forest.drop(drop["id"], drop["reason"], {})
+    items = [Item(**json.loads(line)) for line in (earlier / OWN).read_text(encoding="utf-8").splitlines()]
+    return items, read_dialogues(earlier, WATCHED) if (earlier / WATCHED).is_file() else []
 
 
 def _drop_record(forest: Forest, turn: str) -> dict[str, Any]:

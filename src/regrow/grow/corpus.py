@@ -18,6 +18,8 @@ from regrow.rows.row import Message
 from regrow.rows.writers import atomic_path, atomic_write_text
 
 NODES, DIALOGUES, CARD, FACTS = "nodes.parquet", "dialogues.parquet", "README.md", "corpus.json"
+WATCHED = "watched.parquet"
+"""Dialogues that are measured while a model trains, and never trained on; only where curation was asked for some."""
 _GROUP = 1024
 
 
@@ -159,9 +161,15 @@ def read_nodes(folder: Path, columns: Sequence[str] | None = None) -> Iterator[N
         yield Node(**(blank | row))
 
 
-def read_dialogues(folder: Path) -> list[Dialogue]:
-    """All dialogues, in the order of their ids. Raises RunError as `read_nodes`."""
-    return [Dialogue(**row) for row in _rows(folder / DIALOGUES, None)]
+def read_dialogues(folder: Path, name: str = DIALOGUES) -> list[Dialogue]:
+    """All dialogues (or those of `WATCHED`), in the order of their ids. Raises RunError as `read_nodes`."""
+    return [Dialogue(**row) for row in _rows(folder / name, None)]
+
+
+def write_dialogues(path: Path, dialogues: Iterable[Dialogue]) -> None:
+    """Write a file that `read_dialogues` reads; it appears whole or not at all."""
+    rows = ({name: getattr(d, name) for name in Dialogue.__dataclass_fields__} for d in dialogues)
+    _write(path, rows, _dialogue_schema())
 
 
 def corpus_facts(folder: Path) -> dict[str, Any]:

@@ -73,13 +73,13 @@ def deficits(
     wants: dict[int, Want] = {}
     for i, n in enumerate(open_):
         if n and config.shape == "mixed-turns":
-            wants[i] = _mixed_want(i, n, done[i], finished, layers_per_turn)
+            wants[i] = mixed_want(i, n, done[i], finished, layers_per_turn)
         elif n:
             wants[i] = {turns_of(config): n}
     return wants
 
 
-def _mixed_want(topic: int, n: int, done: int, finished: Mapping[tuple[int, int], int], layers_per_turn: int) -> Want:
+def mixed_want(topic: int, n: int, done: int, finished: Mapping[tuple[int, int], int], layers_per_turn: int) -> Want:
     """``n`` more dialogues, so that the whole keeps the histogram's form."""
     whole = mixed_histogram(done + n)
     gaps = {k: max(0, c - finished.get((topic, k * layers_per_turn), 0)) for k, c in whole.items()}

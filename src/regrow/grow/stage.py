@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,24 +12,21 @@ from typing import TYPE_CHECKING, Any
 from regrow.engines.base import Engine, KeepsPrefixes
 from regrow.errors import RunError
 from regrow.grow.config import GrowConfig
-from regrow.grow.corpus import Dialogue, Node, write_corpus
-from regrow.grow.logprobs import add_top_logprobs, unpack
+from regrow.grow.logprobs import add_top_logprobs
 from regrow.grow.pretrain import TextScript
-from regrow.grow.records import StoredNode
 from regrow.grow.rounds import GrowCost, budget, deficits, layers_of, next_target, trees_for
 from regrow.grow.rounds import estimate_cost as _estimate_cost
-from regrow.grow.screen import BARREN, Screen
-from regrow.grow.script import ChatScript, Script, prompt_ids, root_prompt
+from regrow.grow.screen import Screen
+from regrow.grow.script import ChatScript, Script, prompt_ids
 from regrow.grow.shapes import warnings_for
 from regrow.grow.store import Store
 from regrow.grow.topics import ASK_PROMPT, TextEncoder, ask_topics, configured_topics, read_topics
-from regrow.grow.tree import Grower, path_ids
+from regrow.grow.tree import Grower
+from regrow.grow.written import write_grown
 from regrow.progress import note, task
 
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
-
-TREES = "trees.json"
 
 _MAY_CHANGE = (
     "batch_nodes",
@@ -131,37 +128,22 @@ def grow(
         ModelError: The model has no chat template (use ``mode: pretrain``), or one that cannot be split.
         RecipeError: Topics and quota do not fit.
     """
-    from regrow.engines.choose import make_engine
-    from regrow.models.embed import load_encoder
-    from regrow.models.load import load_tokenizer
-
     started = time.monotonic()
     topics = configured_topics(cfg)
-    tokenizer = load_tokenizer(model.path)
-    script: Script = TextScript(cfg, tokenizer) if cfg.mode == "pretrain" else ChatScript(cfg, tokenizer)
-    with ExitStack() as stack:
-        if engine is None:
-            engine = make_engine(cfg.engine, model, seed=seed, server=cfg.server, serve=cfg.serve, ray=cfg.ray)
-            stack.callback(engine.close)
-        store = stack.enter_context(Store.create_or_resume(out, identity(cfg, model, engine, seed)))
+    with opened(cfg, model, out, seed, engine, encoder) as ground:
+        store, engine = ground.store, ground.engine
         before = store.totals().candidates
         if before:
             note(f"grow: going on from {before:,} candidates that are committed in {out}")
-        if encoder is None and cfg.encoder != "none":
-            encoder = load_encoder(cfg.encoder)
-        topics = _topics(cfg, store, script, tokenizer, engine, encoder, topics, seed)
-        screen = Screen(cfg.screen, script.markers(), frozenset(tokenizer.all_special_ids))
-        grower = Grower(cfg, store, script, engine, screen, encoder, seed, tokenizer)
+        topics = _topics(cfg, ground, topics, seed)
         prefill = _prefill(engine)
-        wanted = _grow_rounds(cfg, store, script, grower, topics)
+        wanted = _grow_rounds(cfg, store, ground.script, ground.grower, topics)
         prefill = {name: n - prefill[name] for name, n in _prefill(engine).items()}
         if cfg.top_logprobs:
-            _score(cfg, store, script, model, engine, seed)
+            score(cfg, ground, model, seed)
         totals = store.totals()
         trees = store.trees()
-        facts = _facts(cfg, model, engine, seed, store)
-        _write_trees(out, store)
-        counts = write_corpus(out, _nodes(store, cfg), _dialogues(store, cfg, script, tokenizer), facts)
+        counts = write_grown(out, store, cfg, ground.script, ground.tokenizer, model, engine, seed)
         summary = GrowSummary(
             out=str(out),
             engine=engine.info.name,
@@ -194,6 +176,46 @@ def grow(
     return summary
 
 
+@dataclass(slots=True)
+class Ground:
+    """An open store and all that grows in it."""
+
+    store: Store
+    script: Script
+    engine: Engine
+    encoder: TextEncoder | None
+    tokenizer: Any
+    grower: Grower
+
+
+@contextmanager
+def opened(
+    cfg: GrowConfig,
+    model: ResolvedModel,
+    out: Path,
+    seed: int,
+    engine: Engine | None,
+    encoder: TextEncoder | None,
+) -> Iterator[Ground]:
+    """The store of ``out``, alone, with an engine and an encoder; see `grow` for the arguments and errors."""
+    from regrow.engines.choose import make_engine
+    from regrow.models.embed import load_encoder
+    from regrow.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(model.path)
+    script: Script = TextScript(cfg, tokenizer) if cfg.mode == "pretrain" else ChatScript(cfg, tokenizer)
+    with ExitStack() as stack:
+        if engine is None:
+            engine = make_engine(cfg.engine, model, seed=seed, server=cfg.server, serve=cfg.serve, ray=cfg.ray)
+            stack.callback(engine.close)
+        store = stack.enter_context(Store.create_or_resume(out, identity(cfg, model, engine, seed)))
+        if encoder is None and cfg.encoder != "none":
+            encoder = load_encoder(cfg.encoder)
+        screen = Screen(cfg.screen, script.markers(), frozenset(tokenizer.all_special_ids))
+        grower = Grower(cfg, store, script, engine, screen, encoder, seed, tokenizer)
+        yield Ground(store, script, engine, encoder, tokenizer, grower)
+
+
 def _prefill(engine: Engine) -> dict[str, int]:
     """Its counts so far; empty for an engine that keeps no prefixes."""
     if not isinstance(engine, KeepsPrefixes):
@@ -220,29 +242,21 @@ def identity(cfg: GrowConfig, model: ResolvedModel, engine: Engine, seed: int) -
     }
 
 
-def _topics(
-    cfg: GrowConfig,
-    store: Store,
-    script: Script,
-    tokenizer: Any,
-    engine: Engine,
-    encoder: TextEncoder | None,
-    configured: list[str],
-    seed: int,
-) -> list[str]:
+def _topics(cfg: GrowConfig, ground: Ground, configured: list[str], seed: int) -> list[str]:
     """The topics of this corpus; asked from the model once, then kept in the store."""
+    store, script, tokenizer = ground.store, ground.script, ground.tokenizer
     known: list[str] | None = store.get("topics")
     if known is None:
         known = configured
         if cfg.ask_topics:
             question = tokenizer(ASK_PROMPT.format(n=cfg.ask_topics), add_special_tokens=False)["input_ids"]
-            params = script.params(2)
+            stops = script.params(2).stop_token_ids
             if cfg.mode == "pretrain":
                 question = tokenizer("A list of different fields of knowledge:\n1.", add_special_tokens=False)[
                     "input_ids"
                 ]
             prompt = prompt_ids(script, None, [question])
-            known = ask_topics(engine, prompt, params.stop_token_ids, cfg.ask_topics, seed=seed, encoder=encoder)
+            known = ask_topics(ground.engine, prompt, stops, cfg.ask_topics, seed=seed, encoder=ground.encoder)
         store.put("topics", known)
     return known
 
@@ -295,124 +309,18 @@ def _warn(cfg: GrowConfig, topics: list[str], dialogues: int | None) -> None:
         note(f"grow: {dialogues} dialogues for {len(topics)} topics; {len(topics) - dialogues} topics get none")
 
 
-def _score(cfg: GrowConfig, store: Store, script: Script, model: ResolvedModel, engine: Engine, seed: int) -> None:
+def score(cfg: GrowConfig, ground: Ground, model: ResolvedModel, seed: int) -> None:
+    """Store the base's top-k of every kept turn that has none yet."""
     from regrow.engines.choose import make_engine
 
+    engine = ground.engine
     scorer = engine if engine.info.can_score else make_engine("transformers", model, seed=seed)
     try:
-        leaves = sum(store.finished().values())
+        leaves = sum(ground.store.finished().values())
         with task("scoring", leaves, "dialogues") as bar:
-            add_top_logprobs(store, script, scorer, cfg.top_logprobs, bar, context=cfg.top_logprobs_context)
+            add_top_logprobs(
+                ground.store, ground.script, scorer, cfg.top_logprobs, bar, context=cfg.top_logprobs_context
+            )
     finally:
         if scorer is not engine:
             scorer.close()
-
-
-def _facts(cfg: GrowConfig, model: ResolvedModel, engine: Engine, seed: int, store: Store) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "model": model.name,
-        "revision": model.revision,
-        "engine": f"{engine.info.name} {engine.info.version} ({engine.info.dtype})",
-        "seed": seed,
-        "shape": cfg.shape if isinstance(cfg.shape, str) else ",".join(map(str, cfg.shape)),
-        "questions": _sampling(
-            cfg.question.temperature, cfg.question.top_p, cfg.question.top_k, cfg.question.max_new_tokens
-        ),
-        "answers": _sampling(cfg.answer.temperature, cfg.answer.top_p, cfg.answer.top_k, cfg.answer.max_new_tokens),
-        "token log-probabilities": "yes"
-        if engine.info.gives_logprobs
-        else f"no: the engine {engine.info.name} gives none",
-        "topics": len(store.get("topics")),
-        "trees": len(store.trees()),
-    }
-    if cfg.top_logprobs:
-        facts["top log-probabilities"] = f"k = {cfg.top_logprobs}, under the {cfg.top_logprobs_context} prompt"
-    return {**facts, "config": cfg.model_dump(mode="json")}
-
-
-def _sampling(temperature: float, top_p: float, top_k: int, cap: int | list[int]) -> str:
-    return f"temperature {temperature:g}, top-p {top_p:g}, top-k {top_k or 'off'}, at most {cap} tokens"
-
-
-def _write_trees(out: Path, store: Store) -> None:
-    import json
-
-    from regrow.rows.writers import atomic_write_text
-
-    trees = [
-        {
-            "tree": t.id, "topic": t.name, "root": t.root, "round": t.round, "shape": list(t.shape.children),
-            "independent": t.shape.independent, "wanted": {str(k): v for k, v in t.want.items()},
-        }
-        for t in store.trees()
-    ]  # fmt: skip
-    atomic_write_text(out / TREES, json.dumps(trees, indent=1, ensure_ascii=False) + "\n")
-
-
-# -- from the store to the corpus -----------------------------------------------------------------------------------
-
-
-def _nodes(store: Store, cfg: GrowConfig) -> Iterator[Node]:
-    """All nodes in order of id, bush by bush, so that paths can be counted without holding more than one bush."""
-    names = {t.tree: t.name for t in store.trees()}
-    bush: list[tuple[StoredNode, tuple[int, bytes, bytes] | None]] = []
-    at = ""
-    for node, top in store.nodes():
-        root = path_ids(node.id)[0]
-        if root != at and bush:
-            yield from _finish(bush, names, cfg)
-            bush = []
-        at = root
-        bush.append((node, top))
-    yield from _finish(bush, names, cfg)
-
-
-def _finish(
-    bush: list[tuple[StoredNode, tuple[int, bytes, bytes] | None]], names: Mapping[int, str], cfg: GrowConfig
-) -> Iterator[Node]:
-    through: dict[str, int] = {}
-    for node, _ in reversed(bush):
-        if node.leaf:
-            through[node.id] = 1
-        if node.id in through:
-            through[node.parent] = through.get(node.parent, 0) + through[node.id]
-    for node, top in bush:
-        n_paths = through.get(node.id, 0) if node.kept else 0
-        logprobs = node.token_logprobs
-        top_ids, top_logprobs = (None, None) if top is None or not cfg.top_logprobs else unpack(*top)
-        yield Node(
-            id=node.id,
-            parent=node.parent,
-            tree=node.tree,
-            topic=names[node.tree],
-            layer=node.layer,
-            role=node.role,
-            token_ids=list(node.token_ids),
-            text=node.text,
-            logprob=None if logprobs is None else float(logprobs.sum(dtype="float64")),
-            token_logprobs=None if logprobs is None else [float(x) for x in logprobs],
-            finish=node.finish,
-            kept=n_paths > 0,
-            reason=node.reason or (None if n_paths else BARREN),
-            seed=node.seed,
-            n_paths=n_paths,
-            top_ids=top_ids,
-            top_logprobs=top_logprobs,
-        )
-
-
-def _dialogues(store: Store, cfg: GrowConfig, script: Script, tokenizer: Any) -> Iterator[Dialogue]:
-    trees = {t.id: t for t in store.trees()}
-    for leaf in store.leaf_ids():
-        steps = path_ids(leaf)
-        tree = trees[leaf.split("/")[0]]
-        found = store.contents(steps)
-        contents = [found[step] for step in steps]
-        if cfg.mode == "pretrain":
-            ids = [i for content, _ in contents for i in content]
-            text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            messages = [{"role": "assistant", "content": (tree.root if cfg.keep_system else "") + text}]
-        else:
-            messages = [{"role": "system", "content": root_prompt(cfg, tree.name)}] if cfg.keep_system else []
-            messages += [{"role": script.role(i), "content": text} for i, (_, text) in enumerate(contents, 1)]
-        yield Dialogue(leaf, messages, steps, tree.name, tree.tree, sum(len(ids) for ids, _ in contents))

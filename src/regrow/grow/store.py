@@ -280,20 +280,28 @@ class Store:
         return int(self._db.execute("SELECT total(wanted) FROM expansions").fetchone()[0])
 
     def tokens_on_paths(self) -> int:
-        """Tokens of the distinct nodes that lie on a complete dialogue.
+        """Tokens of the distinct nodes that lie on a complete dialogue."""
+        return sum(self.tokens_by_tree().values())
+
+    def tokens_by_tree(self) -> dict[int, int]:
+        """The same, tree by tree.
 
         Against the order of ids children come before their parents, so only the open ends of one branch are held.
         """
-        tokens = 0
+        tokens: dict[int, int] = {}
         alive: set[str] = set()
-        for id_, parent, n, leaf in self._db.execute(
-            "SELECT id, parent, n_tokens, leaf FROM nodes WHERE kept = 1 ORDER BY id DESC"
+        for id_, parent, tree, n, leaf in self._db.execute(
+            "SELECT id, parent, tree, n_tokens, leaf FROM nodes WHERE kept = 1 ORDER BY id DESC"
         ):
             if leaf or id_ in alive:
                 alive.discard(id_)
                 alive.add(parent)
-                tokens += n
+                tokens[tree] = tokens.get(tree, 0) + n
         return tokens
+
+    def dialogues_by_tree(self) -> dict[int, int]:
+        """Complete dialogues of each tree."""
+        return dict(self._db.execute("SELECT tree, count(*) FROM nodes WHERE leaf = 1 GROUP BY tree"))
 
     def leaf_ids(self) -> Iterator[str]:
         """Ids of the leaves, in order of id."""
@@ -339,6 +347,23 @@ class Store:
         """Forget the top-k rows (k or the prompt in front of them changed)."""
         with self._writing():
             self._db.execute("DELETE FROM topk")
+
+
+def copy_store(source: Path, folder: Path) -> None:
+    """Make ``folder`` hold the store of ``source`` as it is, so that it can grow on there; the copy appears whole.
+
+    Raises:
+        RunError: ``source`` has no store, or it is damaged.
+    """
+    from regrow.rows.writers import atomic_path
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with Store.open_reader(source) as store, atomic_path(folder / STORE_NAME) as tmp, _readable(store.path):
+        copy = sqlite3.connect(tmp)
+        try:
+            store._db.backup(copy)
+        finally:
+            copy.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -57,6 +57,7 @@ class GrownRows:
         turns: Gives its turn markers; not called for plain texts.
         cfg: ``max_length``, ``system_prompt``, ``tree_loss``.
         dropped, shortened: Counted into.
+        which: The file of dialogues.
 
     Raises:
         DataError: No dialogue fits, or a dialogue names a node that is not there.
@@ -71,15 +72,16 @@ class GrownRows:
         *,
         dropped: Counter[str],
         shortened: Counter[str],
+        which: str | None = None,
     ) -> None:
-        from regrow.grow.corpus import read_dialogues
+        from regrow.grow.corpus import DIALOGUES, read_dialogues
 
         self._dir, self._tokenizer, self._turns_of, self._cfg = corpus_dir, tokenizer, turns, cfg
         lengths = dict(_lengths(corpus_dir))
         self.paths: list[GrownPath] = []
         self.sizes: list[int] = []
         seen: set[str] = set()
-        found = read_dialogues(corpus_dir)
+        found = read_dialogues(corpus_dir, which or DIALOGUES)
         self.n_dialogues = len(found)
         for dialogue in found:
             try:

@@ -9,12 +9,16 @@ from pydantic import Field, model_validator
 
 from regrow.errors import RecipeError
 from regrow.mix.controller import Mixture, Static, inverse, normalised
+from regrow.mix.forgetting import Forgetting
 from regrow.mix.skill_it import SkillIt, diagnosis
 from regrow.mix.versatune import Expansion, Fostering, Rule
 from regrow.progress import note
 from regrow.section import Section
 
-Controller = Literal["none", "constant", "uniform", "inverse", "fostering", "expansion", "skill-it"]
+WATCHED = "watched.parquet"
+"""Beside a mix's ``train.parquet``, in the same columns: rows that the trainer measures and never trains on."""
+
+Controller = Literal["none", "constant", "uniform", "inverse", "fostering", "expansion", "skill-it", "forgetting"]
 
 
 class MixtureSection(Section):
@@ -24,7 +28,9 @@ class MixtureSection(Section):
     controller: Controller = "none"
     """``constant``: the shares in ``weights``. ``uniform``, ``inverse``: equal shares, or ``(1 - w) / sum(1 - w)``.
     ``fostering`` and ``expansion``: VersaTune's updates by what can still be learned and what is being forgotten.
-    ``skill-it``: multiplicative weights over a graph of skills. ``none``: no control."""
+    ``skill-it``: multiplicative weights over a graph of skills. ``forgetting``: your rows stay where they are, and
+    within the replay the topics that are being forgotten get more (needs ``curate.watch_dialogues``). ``none``: no
+    control."""
     by: Literal["domain", "source"] = "domain"
     """What counts as a domain: the row's domain label (for replay its topic), or only yours (``domain``) against
     ``replay``."""
@@ -32,7 +38,8 @@ class MixtureSection(Section):
     """Initial weights by domain, any scale; all domains must be named. Empty: the shares of tokens in the mix.
     `regrow probe domains` measures what the model itself knows."""
     update_steps: int = Field(default=50, ge=1)
-    """Optimizer steps between two measurements of the domains' losses."""
+    """Optimizer steps between two measurements of the domains' losses; also of what curation held out to be watched,
+    whatever the controller."""
     holdout_rows: int = Field(default=8, ge=1)
     """Rows of each domain that are measured on and never trained on; at most a quarter of a domain."""
     target: str | None = None
@@ -56,6 +63,14 @@ class MixtureSection(Section):
     window: int = Field(default=3, ge=1)
     """``skill-it``: measurements that count; the authors' 3."""
 
+    tilt: float = Field(default=0.5, ge=0, le=1)
+    """``forgetting``: how much of the replay follows the forgetting; every topic keeps ``1 - tilt`` of its share.
+    [G]: half, so that no topic can lose more than half of its replay to a noisy measurement."""
+    signal: Literal["kl", "loss"] = "kl"
+    """``forgetting``: what is measured on the watched dialogues. ``kl``: from the model as it was at the first step
+    to the model now, over its 64 likeliest tokens and the rest as one. ``loss``: the growth of the cross-entropy,
+    which also sees what the model merely says otherwise, and is noisier."""
+
     @model_validator(mode="after")
     def _complete(self) -> MixtureSection:
         if self.controller == "constant" and not self.weights:
@@ -64,6 +79,8 @@ class MixtureSection(Section):
             raise ValueError("controller: expansion needs target, the domain to expand into")
         if self.controller == "skill-it" and not self.graph:
             raise ValueError("controller: skill-it needs graph; without one it is `uniform`")
+        if self.controller == "forgetting" and self.by == "source":
+            raise ValueError("controller: forgetting tells topics apart; by: source has one")
         return self
 
 
@@ -99,6 +116,8 @@ def make_mixture(cfg: MixtureSection, shares: Mapping[str, float]) -> Mixture:
         return Static(inverse(initial))
     if cfg.controller == "fostering":
         return Fostering(initial, cfg.reference, sigma=cfg.sigma, rule=cfg.rule)
+    if cfg.controller == "forgetting":
+        return Forgetting(initial, tilt=cfg.tilt)
     if cfg.controller == "expansion":
         return Expansion(
             initial, str(cfg.target), cfg.reference,

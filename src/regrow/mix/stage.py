@@ -73,7 +73,7 @@ class MixSummary:
         return asdict(self)
 
 
-class _Encoder:
+class Encoder:
     """The user's rows to token rows under one tokenizer; counts what it drops and shortens."""
 
     def __init__(self, model_dir: Path, cfg: MixConfig) -> None:
@@ -155,7 +155,7 @@ def _text(content: Any, row: Row) -> str:
 
 def count_tokens(rows: Sequence[Row], model_dir: Path, cfg: MixConfig) -> int:
     """Tokens of one pass over ``rows`` as they will be trained on."""
-    encoder = _Encoder(model_dir, cfg)
+    encoder = Encoder(model_dir, cfg)
     return sum(len(example.ids) for row in rows for _, example in encoder.examples(row))
 
 
@@ -200,8 +200,8 @@ def mix(
         DataError: No row can be trained on, a row is malformed (named), or replay is asked of an empty corpus.
         ModelError: The chat template cannot be used.
     """
-    with _scratch(out) as scratch:
-        encoder = _Encoder(model_dir, cfg)
+    with scratch_in(out) as scratch:
+        encoder = Encoder(model_dir, cfg)
         domain, domain_sizes = _shelve_domain(domain_rows, encoder, scratch / "domain.arrow")
         order = domain_order(len(domain), epochs, seed)
         sizes = domain_sizes[order].tolist()
@@ -293,7 +293,7 @@ def _counts(totals: Counter[str]) -> dict[str, int]:
 
 
 @contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
+def scratch_in(out: Path) -> Iterator[Path]:
     """A folder inside ``out`` that is gone afterwards; what a killed process left there goes first."""
     scratch = out / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
@@ -304,7 +304,7 @@ def _scratch(out: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _shelve_domain(rows: Sequence[Row], encoder: _Encoder, path: Path) -> tuple[Shelf, npt.NDArray[np.int64]]:
+def _shelve_domain(rows: Sequence[Row], encoder: Encoder, path: Path) -> tuple[Shelf, npt.NDArray[np.int64]]:
     """Encode the rows to a memory-mapped file; returns it and the tokens of each example."""
     sizes: list[int] = []
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from regrow.report import charts, numbers, sections
 from regrow.report.corpus_view import CorpusView, load_corpus
+from regrow.report.gaps import gaps
 from regrow.report.items_view import OUTCOME_HELP, OUTCOMES, PLAIN_LIST, ItemsView, load_items
 from regrow.report.load import RunData, arm_name, load_run
 from regrow.report.lost_view import lost_topics
@@ -167,6 +168,7 @@ def _render(run: RunData, items: ItemsView, corpus: CorpusView | None) -> str:
         "corpus": corpus,
         "mixture": mixture(run),
         "curves": sections.training_curves(run),
+        "gaps": gaps(run),
         "cost": sections.cost(run),
         "environment": sections.environment(run),
         "recipe": run.recipe,

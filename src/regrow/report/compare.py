@@ -15,6 +15,7 @@ from rich.text import Text
 
 from regrow.errors import RunError
 from regrow.report import numbers, sections
+from regrow.report.gaps import gaps
 from regrow.report.load import RunData, arm_name, read_json
 from regrow.runs import MANIFEST, flatten, owner
 
@@ -135,6 +136,19 @@ def suites_table(run: RunData) -> Table:
             diff = " ".join(x for x in (arm["diff"], row["unit"] if arm["diff"] else "", arm["diff_ci"]) if x)
             shown = "" if p is None else ("< 0.001" if p < 0.001 else f"{p:.3f}")
             _add(table, *head, arm_name(arm["arm"]), arm["value"], diff, arm["word"], shown)
+    return table
+
+
+def gaps_table(run: RunData) -> Table | None:
+    """The stability gaps, for `regrow show`; None when no training had a monitor."""
+    rows = gaps(run)
+    if not rows:
+        return None
+    table = _table(
+        "model", "held out of", "dip (nats)", "at step", "back at step", "at the end", title="while training"
+    )
+    for row in rows:
+        _add(table, row["arm"], row["domain"], row["dip"], row["at"], row["back"], row["end"])
     return table
 
 

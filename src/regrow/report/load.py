@@ -29,6 +29,7 @@ class RunData:
         items: ``suites/items.jsonl`` as ``(suite, item_id) -> item``.
         mixes: ``mix/<arm>/mix.json`` by arm.
         logs: ``train/<arm>/log.jsonl`` by arm.
+        trainings: ``train/<arm>/train.json`` by arm, of those that are finished.
         curate: ``corpus/curate.json``, or None.
         corpus_dir: The curated corpus, else the grown one, else None.
         notes: What is missing, in sentences for the reader.
@@ -42,6 +43,7 @@ class RunData:
     items: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     mixes: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
     curate: dict[str, Any] | None = None
     corpus_dir: Path | None = None
     notes: list[str] = field(default_factory=list)
@@ -152,6 +154,8 @@ def load_run(run_dir: str | Path) -> RunData:
         run.mixes[folder.parent.name] = read_json(folder)
     for log in sorted((path / "train").glob("*/log.jsonl"), key=lambda p: (p.parent.name != PLAIN, p.parent.name)):
         run.logs[log.parent.name] = read_jsonl(log, torn_end=True)
+        if (summary := log.with_name("train.json")).is_file():
+            run.trainings[log.parent.name] = read_json(summary)
     if not run.logs:
         run.notes.append("No training log was found: no model has been trained in this run yet.")
     if (curate := path / "corpus" / "curate.json").is_file():

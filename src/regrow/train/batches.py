@@ -69,26 +69,32 @@ class TokenRows:
         max_length: Documents are cut after so many tokens.
         topk: Also read the stored top-k (it is most of the file; left alone when the loss does not need it).
         cache_dir: Where the memory-mapped copy goes.
+        parts: Files of the same columns whose rows follow, in order.
 
     Raises:
-        RunError: The file is missing, has other columns, or no row with a trained token.
+        RunError: A file is missing, has other columns, or there is no row with a trained token.
     """
 
-    def __init__(self, path: Path, *, max_length: int, topk: bool, cache_dir: Path) -> None:
+    def __init__(
+        self, path: Path, *, max_length: int, topk: bool, cache_dir: Path, parts: Sequence[Path] = ()
+    ) -> None:
         import pyarrow.parquet as pq
         from datasets import Dataset
 
-        if not path.is_file():
-            raise RunError("there is no mix here", where=str(path), hint="run `regrow mix` first")
-        columns = _COLUMNS + (_TOPK_COLUMNS if topk else [])
-        there = set(pq.read_schema(path).names)
-        missing = sorted(set(columns) - there)
-        if missing:
-            raise RunError(
-                f"columns are missing: {', '.join(missing)}", where=str(path), hint="run `regrow mix` again"
-            )
         self.path, self.max_length, self.topk = path, max_length, topk
-        self._rows = Dataset.from_parquet(str(path), columns=columns, cache_dir=str(cache_dir)).with_format("numpy")
+        self.paths = [path, *parts]
+        columns = _COLUMNS + (_TOPK_COLUMNS if topk else [])
+        there = []
+        for file in self.paths:
+            if not file.is_file():
+                raise RunError("there is no mix here", where=str(file), hint="run `regrow mix` first")
+            there.append(set(pq.read_schema(file).names))
+            if missing := sorted(set(columns) - there[-1]):
+                raise RunError(
+                    f"columns are missing: {', '.join(missing)}", where=str(file), hint="run `regrow mix` again"
+                )
+        files = [str(file) for file in self.paths]
+        self._rows = Dataset.from_parquet(files, columns=columns, cache_dir=str(cache_dir)).with_format("numpy")
         self.n_cut = 0
         """Documents that lost their end."""
         self.n_untrained = 0
@@ -108,20 +114,34 @@ class TokenRows:
         """The documents of each tree that are one sequence of at most ``max_length`` tokens, and documents alone."""
         self.unit_lengths: list[int] = []
         """Tokens of each unit, shared ones once."""
-        self._scan(_SHARED in there)
+        self.part_of: list[int] = []
+        """Of each document, the file it stands in: 0 for the mix, then the parts."""
+        first = 0
+        for number, (file, names) in enumerate(zip(self.paths, there, strict=True)):
+            first = self._scan(file, first, _SHARED in names)
+            self.part_of += [number] * (len(self.kept) - len(self.part_of))
         if not self.kept:
             raise RunError("no row has a token to train on", where=str(path), hint="look at the drops in mix.json")
 
-    def _scan(self, has_shared: bool) -> None:
-        """One pass over weights and lengths, record batch by record batch, without a Python loop over tokens."""
+    def _scan(self, path: Path, first: int, has_shared: bool) -> int:
+        """One pass over weights and lengths, record batch by record batch, without a Python loop over tokens.
+
+        Args:
+            path: The file.
+            first: Rows in the files before it.
+            has_shared: Whether it says what rows share.
+
+        Returns:
+            Rows up to its end.
+        """
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
         columns = ["source", "input_ids", "loss_weights"] + (["topk_ids"] if self.topk else [])
         columns += [_SHARED] if has_shared else []
-        start, last = 0, 0
+        start, last = first, 0
         shared_since_kept = 0
-        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=ORDER_BLOCK, columns=columns):
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=ORDER_BLOCK, columns=columns):
             n = pc.list_value_length(batch["input_ids"]).to_numpy(zero_copy_only=False)
             n_weights = pc.list_value_length(batch["loss_weights"]).to_numpy(zero_copy_only=False)
             weights = pc.list_flatten(batch["loss_weights"]).to_numpy(zero_copy_only=False)
@@ -141,7 +161,7 @@ class TokenRows:
                 ),
             ):
                 if bad.any():
-                    where = f"{self.path}, row {start + int(bad.argmax())}"
+                    where = f"{path}, row {start - first + int(bad.argmax())}"
                     raise RunError(f"a token row must have {what}", where=where, hint="run `regrow mix` again")
             trained = np.bincount(row_of, (weights > 0) & (position >= 1) & (position < self.max_length), len(n)) > 0
             self.n_cut += int((n > self.max_length).sum())
@@ -159,6 +179,7 @@ class TokenRows:
                 has_topk = pc.list_value_length(batch["topk_ids"]).to_numpy(zero_copy_only=False) > 0
                 self.n_with_topk += int((has_topk & replay & trained).sum())
             start += len(n)
+        return start
 
     def _add(self, row: int, length: int, shared: int) -> None:
         """Note a document; it goes into the unit before it when it shares tokens with it and there is room."""
@@ -173,11 +194,11 @@ class TokenRows:
         self.lengths.append(length)
         self.shared.append(shared)
 
-    def labels(self, by: Literal["domain", "source"]) -> list[str]:
-        """The domain label, or the source, of each document."""
+    def labels(self, by: Literal["domain", "source", "id"]) -> list[str]:
+        """The domain label, the source or the id of each document."""
         import pyarrow.parquet as pq
 
-        column = pq.read_table(self.path, columns=[by])[by].to_pylist()
+        column = [value for path in self.paths for value in pq.read_table(path, columns=[by])[by].to_pylist()]
         return [str(column[row]) for row in self.kept]
 
     def alone(self, index: int) -> Document:

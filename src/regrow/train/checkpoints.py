@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from regrow.errors import NO_ROOM, RunError
+from regrow.mix.mixtures import WATCHED
 from regrow.progress import note
 from regrow.train.config import TrainConfig
 from regrow.train.launch import identity
@@ -43,9 +44,11 @@ def fingerprint(cfg: TrainConfig, model_dir: Path, mix_file: Path, seed: int) ->
     settings = cfg.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
     settings["launch"] = identity(cfg)
     digest.update(json.dumps([settings, seed], sort_keys=True).encode())
-    with mix_file.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    watched = mix_file.with_name(WATCHED)  # what a controller measures decides what is trained on
+    for path in [mix_file, *([watched] if watched.is_file() else [])]:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     for path in sorted(model_dir.glob("*")):
         if path.suffix in (".safetensors", ".json") and path.is_file():
             digest.update(f"{path.name} {path.stat().st_size}".encode())

@@ -1,4 +1,4 @@
-"""A mixture that changes while training: the order of packs, and the measuring of each domain's held-out loss.
+"""A mixture that changes while training: the order of packs.
 
 The controller's shares act on the order in which packs are drawn, not on a new dataset, so they work with packing,
 several processes and resumed runs alike. A draw goes to the domain that is furthest behind its share in tokens; asked
@@ -7,26 +7,22 @@ and realised shares therefore differ by no more than one pack, at any moment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
 
 from regrow.errors import RecipeError
-from regrow.mix.controller import Mixture, Shares
+from regrow.mix.controller import Mixture, Shares, normalised
 from regrow.mix.mixtures import make_mixture
 from regrow.train.batches import make_packs
+from regrow.train.slots import SlotSampler
 
 if TYPE_CHECKING:
-    from regrow.train.batches import Document
+    from regrow.train.batches import TokenRows
     from regrow.train.config import TrainConfig
-
-MEASURED_DOCUMENTS = 8
-"""Held-out documents in one forward pass."""
 
 
 class MixtureSampler(Sampler[int]):
@@ -134,11 +130,12 @@ class MixturePlan:
         packs: Units of each pack; a pack holds one domain.
         sampler: Draws packs.
         mixture: The controller.
-        heldout: Domain -> units that are measured and never trained on.
+        heldout: Domain -> units that are measured and never trained on; empty when what is measured lies beside the
+        mix.
     """
 
     packs: list[list[int]]
-    sampler: MixtureSampler
+    sampler: MixtureSampler | SlotSampler
     mixture: Mixture
     heldout: dict[str, list[int]]
 
@@ -174,84 +171,55 @@ def plan_mixture(
     return MixturePlan(packs, MixtureSampler(domains, tokens, mixture.weights(), seed), mixture, heldout)
 
 
-class MixtureCallback(TrainerCallback):  # type: ignore[misc]
-    """Measures before the first step and every ``every`` steps, and passes the new shares on to the sampler.
+def plan_slots(
+    rows: TokenRows, units: Sequence[Sequence[int]], lengths: Sequence[int], cfg: TrainConfig, seed: int
+) -> MixturePlan:
+    """Take the stream apart into your rows and the slots of its replay, and sort what can fill them by topic.
 
     Args:
-        mixture: The controller.
-        sampler: Whose shares it sets.
-        measure: Domain -> held-out loss, nats a token, of the model as it is.
-        every: Optimizer steps between measurements.
+        rows: The mix, and the parts that join it later; replay only in these.
+        units, lengths, cfg, seed: As in `plan_mixture`.
     """
-
-    def __init__(
-        self, mixture: Mixture, sampler: MixtureSampler, measure: Callable[[], dict[str, float]], every: int
-    ) -> None:
-        self.mixture, self.sampler, self.measure, self.every = mixture, sampler, measure, every
-        self._from = 0
-        self._numbers: dict[str, float] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 0:
-            self._look()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            self._look()
-
-    def _look(self) -> None:
-        losses = self.measure()
-        asked, realised = self.mixture.weights(), self.sampler.realised(self._from, self.sampler.drawn)
-        total = sum(realised.values())
-        numbers = {f"heldout/{d}": loss for d, loss in losses.items()}
-        if total:
-            numbers |= {f"asked/{d}": share for d, share in asked.items()}
-            numbers |= {f"mix/{d}": tokens / total for d, tokens in realised.items()}
-        self._from = self.sampler.drawn
-        self.mixture.update(losses)
-        self.sampler.set_shares(self.mixture.weights())
-        self._numbers = numbers
-
-    def take_numbers(self) -> dict[str, float]:
-        """The numbers of the last measurement, once, for the log: ``heldout/<domain>`` in nats a token, and
-        ``asked/<domain>`` and ``mix/<domain>``, shares of the tokens drawn since the measurement before it."""
-        numbers, self._numbers = self._numbers, {}
-        return numbers
-
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the controller, the changes of shares so far, and what is not logged yet."""
-        return {
-            "mixture": self.mixture.state_dict(),
-            "changes": self.sampler.changes,
-            "from": self._from,
-            "numbers": self._numbers,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.mixture.load_state_dict(state["mixture"])
-        self.sampler.changes = [(int(at), dict(shares)) for at, shares in state["changes"]]
-        self._from, self._numbers = int(state["from"]), dict(state["numbers"])
+    topics, sources, ids = rows.labels("domain"), rows.labels("source"), rows.labels("id")
+    names = set(ids)
+    packs: list[list[int]] = []
+    yours: list[int] = []
+    slots: list[int] = []
+    topic_of: dict[int, str] = {}
+    parts: list[int] = []
+    grouped: dict[tuple[int, str | None], list[int]] = {}
+    for u, unit in enumerate(units):
+        i = unit[0]
+        grouped.setdefault((rows.part_of[i], topics[i] if sources[i] == "replay" else None), []).append(u)
+    in_order: list[tuple[int, list[int], str | None, int]] = []
+    for (part, topic), mine in grouped.items():
+        sizes = [lengths[u] for u in mine]
+        for pack in make_packs(sizes, packing=cfg.packing, max_length=cfg.max_length, seed=seed):
+            members = [mine[k] for k in pack]
+            in_order.append((units[members[0]][0], members, topic, part))
+    # Packs of several topics come as the mix had their first documents.
+    for first, members, topic, part in sorted(in_order, key=lambda pack: pack[0]):
+        number = len(packs)
+        packs.append(members)
+        parts.append(part)
+        if topic is None:
+            yours.append(number)
+            continue
+        if part == 0:
+            slots.append(number)
+        if not _used_again(ids[first], names):
+            topic_of[number] = topic
+    tokens = [sum(lengths[u] for u in pack) for pack in packs]
+    initial = dict.fromkeys((topics[units[packs[p][0]][0]] for p in slots), 0.0)
+    for p in slots:
+        initial[topics[units[packs[p][0]][0]]] += tokens[p]
+    mixture = make_mixture(cfg.mixture, normalised(initial))
+    fitting = {p: t for p, t in topic_of.items() if t in initial}
+    sampler = SlotSampler(yours, slots, fitting, tokens, parts, mixture.weights(), seed)
+    return MixturePlan(packs, sampler, mixture, {})
 
 
-def heldout_losses(
-    model: torch.nn.Module,
-    documents: Mapping[str, Sequence[Document]],
-    loss: Callable[[Sequence[Document]], tuple[float, float]],
-) -> dict[str, float]:
-    """Domain -> mean loss of its held-out documents, weighted by token.
-
-    Args:
-        model: Put into evaluation mode meanwhile.
-        documents: Domain -> documents.
-        loss: Of some documents: summed weighted loss, summed weight.
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        out = {}
-        for domain, rows in documents.items():
-            sums = [loss(rows[i : i + MEASURED_DOCUMENTS]) for i in range(0, len(rows), MEASURED_DOCUMENTS)]
-            out[domain] = sum(s for s, _ in sums) / sum(w for _, w in sums)
-        return out
-    finally:
-        model.train(was_training)
+def _used_again(row_id: str, names: set[str]) -> bool:
+    """Whether the mix laid this dialogue out before (``id#2``)."""
+    name, mark, use = row_id.rpartition("#")
+    return bool(mark) and use.isdigit() and name in names

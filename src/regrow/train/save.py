@@ -7,13 +7,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+    from regrow.train.config import TrainConfig
 
 COPIED = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tiktoken",
@@ -136,3 +138,33 @@ def save_running(model: PreTrainedModel, source: Path, out: Path) -> Path:
         copy_companions(source, tmp)
 
     return atomic_folder(out, write)
+
+
+def save_trained(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+    """Write ``out/model`` (full, or merged when asked) and ``out/adapter`` (LoRA)."""
+    if cfg.method == "full":
+        save_model(model, model_dir, out / "model")
+        return
+    model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
+
+    def write(tmp: Path) -> None:
+        model.save_pretrained(tmp)
+        copy_companions(model_dir, tmp)
+
+    atomic_folder(out / "adapter", write)
+    if cfg.merge_adapter:
+        save_model(model.float().merge_and_unload(), model_dir, out / "model")
+
+
+def save_flat(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+    """Write ``out/flat``, the model (for LoRA the adapter) as it is now; it is trained on afterwards."""
+    if cfg.method == "full":
+        save_running(model, model_dir, out / "flat")
+        return
+
+    def write(tmp: Path) -> None:
+        model.save_pretrained(tmp)
+        copy_companions(model_dir, tmp)
+
+    model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
+    atomic_folder(out / "flat", write)

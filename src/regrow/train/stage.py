@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,65 +14,17 @@ from regrow.errors import ModelError, RecipeError, RunError, TrainError
 from regrow.progress import note
 from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete, read_marker
 from regrow.train.config import TrainConfig
-from regrow.train.save import save_model, stored_dtype
+from regrow.train.save import save_flat, save_trained, stored_dtype
+from regrow.train.summary import SUMMARY, TrainSummary, finished, versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from regrow.train.batches import TokenRows
+    from regrow.train.pause import Part, Paused, Stop
     from regrow.train.trainer import RegrowTrainer
 
-SUMMARY = "train.json"
 EVENTS = "tensorboard"
-
-
-@dataclass(frozen=True)
-class TrainSummary:
-    """What training did; also in ``train.json``.
-
-    Attributes:
-        steps: Optimizer steps, those before a resume included.
-        tokens: Tokens trained on, over all epochs, padding not counted; dialogues of a tree one by one.
-        train_tokens: Tokens that carried loss.
-        seconds: Wall time of this process, saving included; of the last part only after a resume.
-        tok_s: Tokens a second in the training loop of this process.
-        final_losses: Losses of the last log interval (``loss``, ``loss/domain``, ``loss/replay``, ``kl/replay``).
-        model_path: What to evaluate: the full model, or for LoRA without ``merge_adapter`` the adapter.
-        adapter_path: The adapter, or None after full training.
-        resumed_from: Step of the checkpoint this process began at, or None.
-        documents, cut_documents, untrained_documents: Examples trained on; of them cut to ``max_length``; left out
-            because nothing to train on was left of them.
-        versions: Library versions.
-        fingerprint: Digest of settings, seed, data and base model.
-        computed_tokens: Tokens that went through the model: ``tokens``, with what tree-packed dialogues share once.
-        trees, tree_documents: Sequences of several dialogues, and the dialogues in them.
-        unpacked: Dialogues of trees that were trained one by one all the same, by reason.
-        processes: How many trained.
-    """
-
-    steps: int
-    tokens: int
-    train_tokens: int
-    seconds: float
-    tok_s: float
-    final_losses: dict[str, float]
-    model_path: Path
-    adapter_path: Path | None
-    resumed_from: int | None
-    documents: int
-    cut_documents: int
-    untrained_documents: int
-    versions: dict[str, str]
-    fingerprint: str
-    computed_tokens: int = 0
-    trees: int = 0
-    tree_documents: int = 0
-    unpacked: dict[str, int] = field(default_factory=dict)
-    processes: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON shape; paths as strings."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
 
 def train(
@@ -117,22 +67,69 @@ def train(
         raise RunError("there is no mix here", where=str(mix_dir / "train.parquet"), hint="run the mix stage first")
     out.mkdir(parents=True, exist_ok=True)
     mark = fingerprint(cfg, model_dir, mix_dir / "train.parquet", seed)
-    if resume and (finished := _finished(out, mark, cfg)) is not None:
-        return finished
+    if resume and (done := finished(out, mark, cfg)) is not None:
+        return done
     check_trackers(cfg)
     if launched(cfg):
         launch(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
-        finished = _finished(out, mark, cfg)
-        if finished is None:
+        if (done := finished(out, mark, cfg)) is None:
             raise TrainError("the processes ended without a model", where=str(out))
-        return finished
-    return train_here(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
+        return done
+    trained: TrainSummary = train_here(model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=resume)
+    return trained
+
+
+def train_until(
+    model_dir: Path,
+    mix_dir: Path,
+    cfg: TrainConfig,
+    out: Path,
+    *,
+    seed: int,
+    label: str = "regrow",
+    parts: Sequence[Part] = (),
+    stop: Stop | None = None,
+) -> TrainSummary | Paused:
+    """`train` with a stop: the same call with a later one, or with none, goes on where it stopped.
+
+    With any stops the weights are those of a training without (given the same parts).
+
+    Args:
+        model_dir, mix_dir, cfg, out, seed, label: As in `train`; ``train.mixture.controller`` is ``forgetting``.
+        parts: Replay rows that join the stream later, in an order that must not change; they are in no fingerprint, as
+            the training has to begin before they are there.
+        stop: When to stop; None trains to the end.
+
+    Returns:
+        What is left to do when it stopped, the summary when it finished.
+    """
+    from regrow.train.arguments import check_trackers
+
+    model_dir, mix_dir, out = Path(model_dir), Path(mix_dir), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    mark = fingerprint(cfg, model_dir, mix_dir / "train.parquet", seed)
+    if (done := finished(out, mark, cfg)) is not None:
+        return done
+    check_trackers(cfg)
+    trained: TrainSummary | Paused = train_here(
+        model_dir, mix_dir, cfg, out, seed=seed, label=label, resume=True, parts=parts, stop=stop
+    )
+    return trained
 
 
 def train_here(
-    model_dir: Path, mix_dir: Path, cfg: TrainConfig, out: Path, *, seed: int, label: str, resume: bool
-) -> TrainSummary:
-    """`train` in this process, one of those that accelerate or torchrun started or the only one."""
+    model_dir: Path,
+    mix_dir: Path,
+    cfg: TrainConfig,
+    out: Path,
+    *,
+    seed: int,
+    label: str,
+    resume: bool,
+    parts: Sequence[Part] = (),
+    stop: Stop | None = None,
+) -> Any:
+    """`train` or `train_until` in this process, one of those that accelerate or torchrun started or the only one."""
     from accelerate import PartialState
 
     mix_file, checkpoints = mix_dir / "train.parquet", out / "checkpoints"
@@ -149,8 +146,8 @@ def train_here(
             checkpoints.mkdir(exist_ok=True)
         processes.wait_for_everyone()
         start = newest_complete(checkpoints, mark, quiet=True)
-        summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started)
-        if processes.is_main_process:
+        summary = _train(model_dir, mix_file, cfg, out, seed, label, start, mark, started, parts, stop)
+        if isinstance(summary, TrainSummary) and processes.is_main_process:
             _write_summary(out, summary)
             if not cfg.keep_checkpoints:
                 shutil.rmtree(checkpoints)
@@ -168,7 +165,9 @@ def _train(
     start: Path | None,
     mark: str,
     started: float,
-) -> TrainSummary:
+    parts: Sequence[Part],
+    stop: Stop | None,
+) -> TrainSummary | Paused:
     from accelerate import PartialState
     from transformers import set_seed
 
@@ -176,12 +175,19 @@ def _train(
     from regrow.train.arguments import make_arguments, use_bf16
     from regrow.train.batches import TokenRows
     from regrow.train.callbacks import LogFile, Progress, fit_trackers, read_log
+    from regrow.train.pause import StopHere, watched_file, where_it_stands
 
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
     topk, cache_dir = cfg.replay_loss == "soft", out / "checkpoints" / "cache"
+    watched = None
     with processes.main_process_first():
-        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir)
+        added = [part.path for part in parts]
+        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir, parts=added)
+        if (file := watched_file(mix_file)) is not None and processes.num_processes == 1:
+            watched = TokenRows(file, max_length=cfg.max_length, topk=False, cache_dir=cache_dir)
+        elif file is not None and processes.is_main_process:
+            note(f"training {label}: {file.name} is not measured, because several processes train")
     if topk and rows.n_replay and not rows.n_with_topk:
         raise RunError(
             "train.replay_loss is soft, but no replay row carries the base model's top-k",
@@ -214,6 +220,8 @@ def _train(
         cfg,
         seed=seed,
         fingerprint=mark,
+        watched=watched,
+        joins=[part.after_step for part in parts],
         model=model,
         args=arguments,
         processing_class=load_tokenizer(model_dir),
@@ -229,15 +237,19 @@ def _train(
         if cfg.lr_scheduler_type == "infinite":
             from regrow.train.schedules.infinite import SaveFlat
 
-            trainer.add_callback(SaveFlat(cfg.infinite, lambda: _save_flat(trainer, cfg, model_dir, out)))
+            trainer.add_callback(SaveFlat(cfg.infinite, lambda: _flat(trainer, cfg, model_dir, out)))
         if start is not None and processes.is_main_process:
-            note(f"training {label}: continuing from step {start.name.removeprefix('checkpoint-')}")
+            note(f"training {label}: continuing from step {_step(start)}")
         loop_started, tokens_before = time.monotonic(), _tokens_before(start)
-        _run(trainer, start)
+        if stop is not None:
+            trainer.add_callback(StopHere(trainer, stop))
+        _run(trainer, start, stop)
+        if stop is not None and trainer.state.global_step < trainer.state.max_steps:
+            return where_it_stands(trainer)
         loop_seconds = time.monotonic() - loop_started
     whole = _whole(trainer, cfg, model_dir)
     if whole is not None:
-        _save(whole, cfg, model_dir, out)
+        save_trained(whole, cfg, model_dir, out)
     adapter_path = out / "adapter" if cfg.method == "lora" else None
     model_path = adapter_path if adapter_path and not cfg.merge_adapter else out / "model"
     last = (read_log(out / "log.jsonl") or [{}])[-1]
@@ -250,7 +262,7 @@ def _train(
         final_losses={k: v for k, v in last.items() if k == "loss" or k.startswith(("loss/", "kl/"))},
         model_path=model_path,
         adapter_path=adapter_path,
-        resumed_from=None if start is None else int(start.name.removeprefix("checkpoint-")),
+        resumed_from=None if start is None else _step(start),
         documents=len(rows),
         cut_documents=rows.n_cut,
         untrained_documents=rows.n_untrained,
@@ -261,7 +273,13 @@ def _train(
         tree_documents=sum(trees) if trainer.no_trees is None else 0,
         unpacked={} if trainer.no_trees is None else {trainer.no_trees: sum(trees)},
         processes=processes.num_processes,
+        gaps={} if trainer.monitor is None else trainer.monitor.gaps(),
+        realised=trainer.replay_drawn(),
     )
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 @contextmanager
@@ -350,14 +368,14 @@ def _tokens_before(start: Path | None) -> int:
     return int(extra["tokens"] + extra["pending"].get("tokens", 0))
 
 
-def _run(trainer: RegrowTrainer, start: Path | None) -> None:
+def _run(trainer: RegrowTrainer, start: Path | None, stop: Stop | None) -> None:
     import pickle
 
     try:
         if start is None:
             trainer.train()
         else:
-            trainer.resume(start)
+            trainer.resume(start, unless=stop.reached if stop is not None else None)
     except pickle.UnpicklingError as err:
         # torch.load(weights_only=True) met something that is no tensor.
         raise RunError(
@@ -390,63 +408,11 @@ def _whole(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path) -> Any:
     return model
 
 
-def _save(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
-    """Write ``out/model`` (full, or merged when asked) and ``out/adapter`` (LoRA)."""
-    from regrow.train.save import atomic_folder, copy_companions
-
-    if cfg.method == "full":
-        save_model(model, model_dir, out / "model")
-        return
-    model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
-
-    def write(tmp: Path) -> None:
-        model.save_pretrained(tmp)
-        copy_companions(model_dir, tmp)
-
-    atomic_folder(out / "adapter", write)
-    if cfg.merge_adapter:
-        save_model(model.float().merge_and_unload(), model_dir, out / "model")
-
-
-def _save_flat(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
-    """Write ``out/flat``, the model (for LoRA the adapter) as it is now; it is trained on afterwards."""
-    from regrow.train.save import atomic_folder, copy_companions, save_running
-
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if cfg.method == "full":
-        save_running(model, model_dir, out / "flat")
-        return
-
-    def write(tmp: Path) -> None:
-        model.save_pretrained(tmp)
-        copy_companions(model_dir, tmp)
-
-    model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
-    atomic_folder(out / "flat", write)
-
-
-def _finished(out: Path, mark: str, cfg: TrainConfig) -> TrainSummary | None:
-    """The summary of an earlier finished run of exactly this, or None."""
-    path = out / SUMMARY
-    if not path.is_file():
-        return None
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if data["fingerprint"] != mark or (cfg.merge_adapter and not (out / "model").is_dir()):
-        return None
-    data["model_path"] = Path(data["model_path"])
-    data["adapter_path"] = data["adapter_path"] and Path(data["adapter_path"])
-    return TrainSummary(**data) if data["model_path"].is_dir() else None
+def _flat(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+    save_flat(trainer.accelerator.unwrap_model(trainer.model), cfg, model_dir, out)
 
 
 def _write_summary(out: Path, summary: TrainSummary) -> None:
     from regrow.rows.writers import atomic_write_text
 
     atomic_write_text(out / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide the result."""
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "trl", "peft", "accelerate")
-    return {name: version(name) for name in names} | {"cpus": str(os.cpu_count())}

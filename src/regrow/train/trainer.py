@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from regrow.errors import ModelError, RecipeError
-from regrow.train.batches import BlockSampler, Collator, Document, Layout, TokenRows, make_packs
+from regrow.train.batches import BlockSampler, Collator, Document, TokenRows, make_packs
 from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
 from regrow.train.config import TrainConfig
-from regrow.train.mixture import MixtureCallback, MixtureSampler, heldout_losses, plan_mixture
+from regrow.train.layout import choose_layout, head_takes_mask
+from regrow.train.mixture import MixturePlan, MixtureSampler, plan_mixture, plan_slots
+from regrow.train.monitor import make_monitor, watched_documents
 from regrow.train.objectives.replay import hard_loss, soft_loss
 from regrow.train.schedules.infinite import infinite_schedule
+from regrow.train.slots import SlotPacks, SlotSampler
 from regrow.train.tree_attention import TreeAttention, why_not
 
 if TYPE_CHECKING:
@@ -48,12 +51,24 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         rows: The mix.
         cfg: The recipe's section.
         fingerprint: What a checkpoint must have been made with to be resumed.
+        watched: Rows beside the mix that are measured and never trained on, or None.
+        joins: Optimizer steps after which each part of ``rows`` joins the stream.
         kwargs: For ``SFTTrainer``.
     """
 
     lr_scheduler: Any
 
-    def __init__(self, rows: TokenRows, cfg: TrainConfig, *, seed: int, fingerprint: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        rows: TokenRows,
+        cfg: TrainConfig,
+        *,
+        seed: int,
+        fingerprint: str,
+        watched: TokenRows | None = None,
+        joins: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> None:
         self.cfg, self.fingerprint = cfg, fingerprint
         tokenizer, model = kwargs["processing_class"], kwargs["model"]
         if model.config._attn_implementation == "flex_attention" and kwargs["args"].device.type == "cpu":
@@ -69,9 +84,13 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         collator.trees = self.no_trees is None
         units = rows.units if collator.trees else [[i] for i in range(len(rows))]
         lengths = rows.unit_lengths if collator.trees else rows.lengths
-        self._sampler: BlockSampler | MixtureSampler
-        self.mixture: MixtureCallback | None = None
-        if cfg.mixture.controller == "none":
+        self._sampler: BlockSampler | MixtureSampler | SlotSampler
+        plan: MixturePlan | None = None
+        if cfg.mixture.controller == "forgetting" and rows.n_replay:
+            plan = plan_slots(rows, units, lengths, cfg, seed)
+        elif cfg.mixture.controller not in ("none", "forgetting"):
+            plan = plan_mixture(rows.labels(cfg.mixture.by), units, lengths, cfg, seed)
+        if plan is None:
             packs = make_packs(lengths, packing=cfg.packing, max_length=cfg.max_length, seed=seed)
             arguments = kwargs["args"]
             together = arguments.train_batch_size * arguments.world_size if arguments.world_size > 1 else 1
@@ -79,17 +98,17 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             if self._sampler.padding:
                 packs = [*packs, []]
         else:
-            plan = plan_mixture(rows.labels(cfg.mixture.by), units, lengths, cfg, seed)
             packs, self._sampler = plan.packs, plan.sampler
-            heldout = {d: [rows.alone(i) for u in us for i in units[u]] for d, us in plan.heldout.items()}
-            self.mixture = MixtureCallback(
-                plan.mixture,
-                plan.sampler,
-                lambda: heldout_losses(self.model, heldout, self._heldout_loss),
-                cfg.mixture.update_steps,
-            )
-            self.add_callback(self.mixture)
-        self.train_dataset = Dataset.from_dict({"documents": [[i for u in pack for i in units[u]] for pack in packs]})
+        beside = None if watched is None else watched_documents(watched)
+        self.monitor = make_monitor(
+            cfg.mixture, plan, lambda u: [rows.alone(i) for i in units[u]], beside, joins,
+            model=self.model, forward=self._heldout, checkpoints=Path(self.args.output_dir),
+        )  # fmt: skip
+        if self.monitor is not None:
+            self.add_callback(self.monitor)
+        documents = [[i for u in pack for i in units[u]] for pack in packs]
+        slots = isinstance(self._sampler, SlotSampler)
+        self.train_dataset = SlotPacks(documents) if slots else Dataset.from_dict({"documents": documents})
         self._head_takes_mask = head_takes_mask(self.model)
         # The loss below is already the mean over the global batch: the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
@@ -115,7 +134,7 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
     def _zeros(self) -> dict[str, Tensor]:
         return {name: torch.zeros((), device=self.args.device) for name in COUNTS}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler | MixtureSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> BlockSampler | MixtureSampler | SlotSampler:
         return self._sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -175,13 +194,12 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
         # A head that takes a mask returns (n, V) at the wanted positions, others (B, L, V).
         return outputs, outputs.logits if self._head_takes_mask else outputs.logits[inputs["predict"]]
 
-    def _heldout_loss(self, documents: Sequence[Document]) -> tuple[float, float]:
-        """Summed weighted cross-entropy and summed weight of documents that are not trained on."""
+    def _heldout(self, documents: Sequence[Document]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, targets and weights of the trained tokens of documents that are only measured."""
         inputs = self._prepare_inputs(self.data_collator.collate(documents))
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with self.compute_loss_context_manager():
             _, logits = self._forward(self.model, inputs)
-        losses = hard_loss(logits[inputs["sources"]].float(), inputs["targets"])
-        return float((losses * inputs["weights"]).sum()), float(inputs["weights"].sum())
+        return logits[inputs["sources"]].float(), inputs["targets"], inputs["weights"]
 
     def _token_losses(self, logits: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Loss of each term, ``(n,)``, from logits at the predicting positions; adds to the per-source numbers."""
@@ -252,14 +270,27 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             out["kl/replay"] = sums["kl/replay"] / sums["kl/weight"]
         if self.cfg.replay_loss == "soft":
             out |= {name: int(sums[name]) for name in ("soft_tokens", "hard_fallback_tokens")}
-        if self.mixture is not None:
-            out |= self.mixture.take_numbers()
+        if self.monitor is not None:
+            out |= self.monitor.take_numbers()
         return out | {
             "tokens": self.tokens_seen,
             "computed_tokens": self.computed_tokens,
             "train_tokens": int(self.train_tokens_seen),
             "tok_s": sums["tokens"] / max(seconds, 1e-9),
         }
+
+    def replay_drawn(self) -> dict[str, int]:
+        """Tokens of replay trained on by topic; empty without replay slots."""
+        if not isinstance(self._sampler, SlotSampler):
+            return {}
+        return self._sampler.realised(0, self.draws(self.state.global_step))
+
+    def draws(self, steps: int) -> int:
+        """Packs in the first so many optimizer steps of one process. The last step of a pass may be short."""
+        a_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        n = len(self._sampler)
+        passes, rest = divmod(steps, math.ceil(n / a_step))
+        return int(passes * n + min(rest * a_step, n))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -274,26 +305,31 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
                 "train_tokens": self.train_tokens_seen,
                 "pending": pending,
                 "last": self.state.global_step >= self.state.max_steps,
-                "mixture": None if self.mixture is None else self.mixture.state_dict(),
+                "monitor": None if self.monitor is None else self.monitor.state_dict(),
             }
             mark_complete(folder, step=self.state.global_step, fingerprint=self.fingerprint, extra=counted)
             keep_newest(Path(self.args.output_dir), self.cfg.save_total_limit)
 
-    def resume(self, folder: Path) -> None:
-        """Train on from a complete checkpoint of this run, with its counts and unlogged sums."""
+    def resume(self, folder: Path, *, unless: Callable[[RegrowTrainer], bool] | None = None) -> None:
+        """Train on from a complete checkpoint of this run, with its counts and unlogged sums.
+
+        Args:
+            folder: The checkpoint.
+            unless: Asked when the checkpoint's state is back: whether to leave it there.
+        """
         extra = read_marker(folder)["extra"]
         self.tokens_seen, self.train_tokens_seen = int(extra["tokens"]), float(extra["train_tokens"])
         self.computed_tokens = int(extra.get("computed_tokens", self.tokens_seen))
-        if self.mixture is not None:
-            self.mixture.load_state_dict(extra["mixture"])
+        if self.monitor is not None:
+            self.monitor.load_state_dict(extra["monitor"], int(read_marker(folder)["step"]))
         if self.accelerator.is_main_process:
             for name, value in extra["pending"].items():
                 self._count(name, torch.tensor(value))
+        self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
         if extra["last"]:
             # Nothing is left to train; Trainer.train would take one step more before it looks at max_steps.
             self._load_weights(folder)
-            self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-        else:
+        elif unless is None or not unless(self):
             self.train(resume_from_checkpoint=str(folder))
 
     def _load_weights(self, folder: Path) -> None:
@@ -331,7 +367,7 @@ def load_whole(model: nn.Module, weights: dict[str, Tensor], where: Path) -> Non
 class _EpochOrder(TrainerCallback):  # type: ignore[misc]
     """Tells the sampler the epoch, also on resume, where accelerate's wrappers do not reach it."""
 
-    def __init__(self, sampler: BlockSampler | MixtureSampler) -> None:
+    def __init__(self, sampler: BlockSampler | MixtureSampler | SlotSampler) -> None:
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -346,86 +382,3 @@ def _chunks(indices: Tensor) -> tuple[Tensor, ...]:
 def _recomputed(function: Any, *args: Any, **kwargs: Any) -> Any:
     """``function(*args)`` whose intermediates are recomputed in the backward pass instead of kept."""
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-
-def head_takes_mask(model: nn.Module) -> bool:
-    """Whether the model computes logits at the ``True`` positions of a boolean ``logits_to_keep`` mask only.
-
-    Asked of the model itself, on eight tokens: an older transformers would read the mask as positions.
-    """
-    forward = getattr(model, "get_base_model", lambda: model)().forward
-    if "logits_to_keep" not in inspect.signature(forward).parameters:
-        return False
-    ids, positions = _probe(model)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    mask[0, 1] = mask[0, 3] = mask[1, 2] = True
-    with _evaluating(model), torch.no_grad():
-        full = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-        try:
-            kept = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=mask).logits
-        except (IndexError, TypeError, ValueError, RuntimeError):
-            return False
-    return kept.shape == (3, full.shape[-1]) and torch.allclose(kept.float(), full[mask].float(), atol=1e-2, rtol=1e-2)
-
-
-def choose_layout(model: nn.Module, config: Any, *, packing: bool) -> Layout:
-    """The layout that keeps documents apart on this model; checked by running it.
-
-    Variable-length attention kernels want one tensor row, mask-based attention several short ones. Models that carry
-    state along a row (state-space layers, convolutions) mix documents whatever the mask says: they get one document a
-    row.
-
-    Raises:
-        RecipeError: Packing is asked of a model that cannot keep documents apart.
-        ModelError: The model mixes tokens even of different tensor rows.
-    """
-    wanted: Layout = "single" if "flash" in (config._attn_implementation or "") else "rows"
-    if _keeps_apart(model):
-        return wanted
-    if packing:
-        raise RecipeError(
-            f"{type(model).__name__} lets packed documents see each other",
-            where="train.packing",
-            hint="set it to false",
-        )
-    if not _keeps_apart(model, separate=True):
-        raise ModelError(f"{type(model).__name__} is not causal: a token's output depends on padding after it")
-    return "separate"
-
-
-def _keeps_apart(model: nn.Module, *, separate: bool = False) -> bool:
-    """Whether a document's logits stay the same when its neighbours in the row change."""
-    ids, positions = _probe(model)
-    other = ids.clone()
-    if separate:  # a document, then padding: the padding must not matter
-        other[:, 2:] = (other[:, 2:] + 5) % int(ids.max() + 1)
-        look = slice(0, 2)
-    else:  # two documents in a row: the first must not matter to the second
-        ids, positions = ids.reshape(1, -1), positions.reshape(1, -1)
-        other = ids.clone()
-        other[:, :4] = (other[:, :4] + 5) % int(ids.max() + 1)
-        look = slice(4, 8)
-    with _evaluating(model), torch.no_grad():
-        a = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, look].float()
-        b = model(input_ids=other, position_ids=positions, use_cache=False).logits[:, look].float()
-    return torch.allclose(a, b, atol=1e-3 * float(a.abs().max()) + 1e-6, rtol=0)
-
-
-def _probe(model: nn.Module) -> tuple[Tensor, Tensor]:
-    device = next(model.parameters()).device
-    ids = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]], device=device)
-    return ids, torch.arange(4, device=device).expand(2, 4)
-
-
-class _evaluating:
-    """Evaluation mode (no dropout) inside the block."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.was_training = self.model.training
-        self.model.eval()
-
-    def __exit__(self, *exc: object) -> None:
-        self.model.train(self.was_training)

@@ -1,0 +1,266 @@
+"""Regrowth on demand: a training that stops now and then to have more grown of what it is forgetting. Ours.
+
+Round after round, until the budget is spent or the training is over:
+
+1. **Train** until enough is missing (see 2). Meanwhile the monitor measures the watched dialogues of each topic, and
+   the controller ``forgetting`` gives topics their share of the replay slots (`regrow.mix.forgetting`).
+2. **Ask** what the rest of the training will draw of each topic whose share has risen, beyond what no step has seen
+yet
+   (`regrow.mix.forgetting.missing`). Without more branches this much would be repeated.
+3. **Grow** it, as far as the budget goes, out of the original model: new trees in the corpus's own store.
+4. **Curate** the whole corpus by the same rules. What was held out stays held out; a new turn that repeats an old
+one, a
+   held-out one, an evaluation item or a row of yours goes.
+5. **Join**: the dialogues that are left are a part of the stream from this step on. Nothing that was laid out moves.
+
+Each step of a round leaves a file when it is done and is itself resumed when it was cut off, so a killed loop goes
+on with nothing lost or doubled and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regrow.curate.config import CurateConfig
+from regrow.grow.config import GrowConfig
+from regrow.loops.config import RegrowthConfig
+from regrow.mix.config import MixConfig
+from regrow.progress import note
+from regrow.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from regrow.curate.decontaminate import Encodes
+    from regrow.engines.base import Engine
+    from regrow.evaluate.items import Item
+    from regrow.models.load import ResolvedModel
+    from regrow.rows.row import Row
+    from regrow.train.pause import Part, Paused
+    from regrow.train.stage import TrainSummary
+
+SUMMARY = "regrowth.json"
+ROWS, PLAN, ROUND = "rows.parquet", "plan.json", "round.json"
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What a corpus was made with, and must be made with again.
+
+    Attributes:
+        grown, corpus: The folders of the grown and of the curated corpus.
+        grow, curate: Their settings.
+        items, domain_rows, encoder: What curation compares with.
+        engine: What samples; made from ``grow.engine`` by default.
+    """
+
+    grown: Path
+    corpus: Path
+    grow: GrowConfig
+    curate: CurateConfig
+    items: Sequence[Item]
+    domain_rows: Sequence[Row]
+    encoder: Callable[[], Encodes | None]
+    engine: Engine | None = None
+
+
+def train_with_regrowth(
+    cfg: RegrowthConfig,
+    model: ResolvedModel,
+    mix_dir: Path,
+    mix_cfg: MixConfig,
+    train_cfg: TrainConfig,
+    grounds: Grounds,
+    out: Path,
+    *,
+    seed: int,
+    label: str = "regrow",
+) -> TrainSummary:
+    """Train on a mix, with its replay slots dealt by what is being forgotten and filled up by regrowth.
+
+    Writes what `regrow.train.stage.train` writes, and ``out/regrowth``: the store and the corpus grown on, a folder
+    for each round (``plan.json``: what was asked for and why, ``rows.parquet``: what joined, ``round.json``), and
+    ``regrowth.json``. Dialogues of the corpus that the mix did not choose are there from the first step, so that
+    nothing is grown that lies unused.
+
+    Args:
+        cfg: Budget and rounds.
+        model: The original model, of which more is grown; training starts from it too.
+        mix_dir: A mix with ``watched.parquet``.
+        mix_cfg, train_cfg: As the mix was made, and how to train on it.
+        grounds: The corpus.
+        out: Result folder.
+        seed: As in the stages.
+        label: Shown in the progress.
+    """
+    from regrow.mix.parts import write_part
+    from regrow.train.pause import Paused, Stop
+    from regrow.train.stage import train_until
+
+    folder = out / "regrowth"
+    state = _Rounds(cfg, model, mix_cfg, train_cfg, grounds, folder, mix_dir, seed)
+    parts: list[Part] = []
+    first = folder / "00"
+    if not (first / ROUND).is_file():
+        used = {row.rpartition("#")[0] or row for row in _column(mix_dir / "train.parquet", "id")}
+        rest = _dialogues(grounds.corpus) - used
+        tokens = write_part(grounds.corpus, model.path, mix_cfg, first / ROWS, only=rest) if rest else Counter()
+        _write(first / ROUND, {"joined": dict(tokens), "grown": {}, "after_step": 0})
+    parts += _part(first, 0)
+    number = step = 0
+    done: TrainSummary | Paused | None = None
+    while state.left() > 0:
+        number += 1
+        here = folder / f"{number:02d}"
+        if not (here / ROUND).is_file():
+            if not (here / PLAN).is_file():
+                stop = Stop(_between(cfg, train_cfg), step, cfg.min_tokens)
+                done = train_until(model.path, mix_dir, train_cfg, out, seed=seed, label=label, parts=parts, stop=stop)
+                if not isinstance(done, Paused):
+                    break
+                _write(here / PLAN, state.plan(done, parts))
+                gc.collect()  # the trainer refers to itself, and the next model needs the room
+            state.grow(here, number)
+        state.finished.append(_read(here / ROUND))
+        step = int(state.finished[-1]["after_step"])
+        parts += _part(here, step)
+    if done is None or isinstance(done, Paused):
+        done = train_until(model.path, mix_dir, train_cfg, out, seed=seed, label=label, parts=parts)
+    assert not isinstance(done, Paused)
+    _write(out / SUMMARY, state.summary(done.realised, _read(first / ROUND)["joined"]))
+    return done
+
+
+def _between(cfg: RegrowthConfig, train_cfg: TrainConfig) -> int:
+    """Steps between rounds: a multiple of those between measurements."""
+    measured = train_cfg.mixture.update_steps
+    return math.ceil(cfg.every_steps / measured) * measured
+
+
+class _Rounds:
+    """The rounds of one training."""
+
+    def __init__(
+        self,
+        cfg: RegrowthConfig,
+        model: ResolvedModel,
+        mix_cfg: MixConfig,
+        train_cfg: TrainConfig,
+        grounds: Grounds,
+        folder: Path,
+        mix_dir: Path,
+        seed: int,
+    ) -> None:
+        self.cfg, self.model, self.mix_cfg, self.train_cfg = cfg, model, mix_cfg, train_cfg
+        self.grounds, self.folder, self.mix_dir, self.seed = grounds, folder, mix_dir, seed
+        self.finished: list[dict[str, Any]] = []
+
+    def left(self) -> int:
+        """Tokens of the budget that no round has spent."""
+        return self.cfg.tokens - sum(sum(r["grown"].values()) for r in self.finished)
+
+    def plan(self, paused: Paused, parts: Sequence[Part]) -> dict[str, Any]:
+        """What a round asks for: missing tokens as dialogues of the topic's mean length in the stream."""
+        rows, tokens = Counter[str](), Counter[str]()
+        for path in [self.mix_dir / "train.parquet", *(part.path for part in parts)]:
+            columns = (_column(path, name) for name in ("source", "domain", "n_tokens"))
+            for source, topic, n in zip(*columns, strict=True):
+                if source == "replay":
+                    rows[topic] += 1
+                    tokens[topic] += n
+        wanted = {t: math.ceil(n * rows[t] / tokens[t]) for t, n in paused.missing.items() if n > 0}
+        return {"paused": paused.to_dict(), "dialogues": wanted, "tokens": self.left()}
+
+    def grow(self, here: Path, number: int) -> None:
+        """Grow, curate and lay out what a round's plan asks for."""
+        from regrow.curate.stage import curate
+        from regrow.grow.more import grow_more
+        from regrow.grow.store import STORE_NAME, copy_store
+        from regrow.mix.parts import write_part
+
+        plan, ground = _read(here / PLAN), self.grounds
+        step = plan["paused"]["step"]
+        told = ", ".join(f"{n} of {topic}" for topic, n in plan["dialogues"].items())
+        note(f"regrowth after step {step}: {told} (at most {plan['tokens']:,} tokens)")
+        grown, encoder = self.folder / "grown", ground.encoder()
+        if not (grown / STORE_NAME).is_file():
+            copy_store(ground.grown, grown)
+        added = grow_more(
+            ground.grow,
+            self.model,
+            grown,
+            order=f"{number:02d}",
+            dialogues=plan["dialogues"],
+            tokens=plan["tokens"],
+            seed=self.seed,
+            engine=ground.engine,
+            encoder=encoder if ground.grow.encoder != "none" else None,
+        )
+        corpus = self.folder / "corpus"
+        curate(
+            grown,
+            ground.curate,
+            corpus,
+            items=ground.items,
+            domain_rows=ground.domain_rows,
+            encoder=encoder,
+            seed=self.seed,
+            earlier=ground.corpus,
+        )
+        new = _dialogues(corpus, first_tree=added.first_tree)
+        joined = write_part(corpus, self.model.path, self.mix_cfg, here / ROWS, only=new) if new else Counter[str]()
+        _write(here / ROUND, {"joined": dict(joined), "grown": added.tokens, "after_step": step})
+
+    def summary(self, drawn: Mapping[str, int], unused: Mapping[str, int]) -> dict[str, Any]:
+        """What ``regrowth.json`` says: budget, tokens by topic grown, joined (as rows of the stream) and drawn,
+        rounds."""
+        grown, joined = Counter[str](), Counter[str](unused)
+        for finished in self.finished:
+            grown.update(finished["grown"])
+            joined.update(finished["joined"])
+        return {
+            "budget": self.cfg.tokens,
+            "spent": sum(grown.values()),
+            "grown": dict(sorted(grown.items())),
+            "joined": dict(sorted(joined.items())),
+            "unused_before": dict(sorted(unused.items())),
+            "drawn": dict(drawn),
+            "rounds": self.finished,
+            "config": self.cfg.model_dump(mode="json"),
+        }
+
+
+def _part(folder: Path, step: int) -> list[Part]:
+    from regrow.train.pause import Part
+
+    return [Part(folder / ROWS, step)] if (folder / ROWS).is_file() else []
+
+
+def _dialogues(corpus: Path, *, first_tree: int = 0) -> set[str]:
+    from regrow.grow.corpus import read_dialogues
+
+    return {d.id for d in read_dialogues(corpus) if d.tree >= first_tree}
+
+
+def _column(path: Path, name: str) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    found: list[Any] = pq.read_table(path, columns=[name])[name].to_pylist()
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    from regrow.rows.writers import atomic_write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
