@@ -25,12 +25,26 @@ __all__ = [
     "probe_min_k",
     "report",
     "run",
+    "sweep",
     "train",
     "tune",
 ]
 
 if TYPE_CHECKING:
-    from regrow.api import curate, evaluate, evaluate_sequence, export, grow, merge, mix, report, run, train, tune
+    from regrow.api import (
+        curate,
+        evaluate,
+        evaluate_sequence,
+        export,
+        grow,
+        merge,
+        mix,
+        report,
+        run,
+        sweep,
+        train,
+        tune,
+    )
     from regrow.probing import probe_domains, probe_mastery, probe_min_k
 
 

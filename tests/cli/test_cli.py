@@ -30,6 +30,7 @@ def test_help_imports_nothing_heavy():
 
 COMMANDS = [
     "tune",
+    "sweep",
     "demo",
     "init",
     "validate",
@@ -90,6 +91,8 @@ def test_init_writes_once_and_validates_its_own_output(tmp_path):
         (["tune", "smollm2", "d.jsonl", "--resume", "perhaps"], "--resume"),
         (["tune", "smollm2", "d.jsonl", "--replay-ratio", "1.5"], "error: mix.replay_ratio: "),
         (["tune", "smollm2", "gone.jsonl"], "starts where the command runs: /"),
+        (["sweep", "smollm2", "d.jsonl", "--replay-ratios", "0,some"], "--replay-ratios"),
+        (["sweep", "smollm2", "d.jsonl", "--replay-ratios", "0.1,0.2"], "sweep.replay_ratios"),
         (["run", "none.yaml"], "none.yaml"),
         (["report", "nowhere"], "nowhere"),
         (["export", "nowhere", "--to", "csv", "-o", "x"], "csv"),

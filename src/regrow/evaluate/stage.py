@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.arms import BASE
 from regrow.errors import DataError
 from regrow.evaluate.cache import ScoreCache, pass_key
 from regrow.evaluate.config import EMBEDDED_SUITES, EvalConfig
 from regrow.evaluate.generate import add_generated, generated_items
 from regrow.evaluate.items import Item, Record
 from regrow.evaluate.measure import Loaded, load_arm, measure
+from regrow.evaluate.ratios import Sweep, compare_ratios
 from regrow.evaluate.stats import POWER
 from regrow.evaluate.suites import facts, lm_eval
 from regrow.evaluate.suites.heldout import heldout_items
@@ -24,7 +26,8 @@ from regrow.evaluate.suites.local import read_local
 from regrow.evaluate.suites.own import SUITE as OWN
 from regrow.evaluate.suites.own import sample
 from regrow.evaluate.suites.recipe import read_recipe
-from regrow.evaluate.summary import BASE, FACTS_POOL, planned, summarise
+from regrow.evaluate.summary import FACTS_POOL, planned, summarise
+from regrow.evaluate.tables import tables
 from regrow.evaluate.verdict import verdict
 from regrow.progress import note
 from regrow.rows.row import Row
@@ -155,6 +158,7 @@ def evaluate(
     *,
     seed: int,
     reuse: Sequence[Path] = (),
+    sweep: Sweep | None = None,
 ) -> EvalSummary:
     """Score all arms on the same items and write ``out/records.jsonl`` and ``out/results.json``.
 
@@ -170,6 +174,7 @@ def evaluate(
         out: A folder.
         seed: Samples and resampling.
         reuse: Score files of earlier evaluations; what they hold of these models and items is not scored again.
+        sweep: The arms differ in their replay ratio; one is recommended.
 
     Raises:
         DataError: There is nothing to evaluate, or an item cannot be put before a model.
@@ -214,6 +219,9 @@ def evaluate(
     flat = [r for rows in zip(*records.values(), strict=True) for r in rows]
     pool = next((i.meta["pool"] for i in wanted if "pool" in i.meta), None)
     results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher, judged_by=judged_by)
+    if sweep is not None:
+        found = tables(flat, list(paths), higher, judged_by)
+        results["sweep"] = compare_ratios(found, results, sweep, cfg, seed=seed)
     results["verdict"] = verdict(results, cfg.confidence)
     results["settings"] = {**cfg.model_dump(mode="json"), "seed": seed}
     results["versions"] = _versions()
