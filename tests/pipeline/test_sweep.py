@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from regrow.chat import models_of
+from regrow.cost import estimate
 from regrow.errors import RecipeError, RunError
 from regrow.pipeline import run
 from regrow.recipe import load_recipe, parse_recipe
@@ -61,7 +63,7 @@ def rows_of(out: Path, arm: str) -> list[dict]:
 def test_every_ratio_is_a_model_of_one_evaluation(finished):
     out, said = finished
     manifest = read_manifest(out)
-    assert list(manifest["models"]) == ["base", *ARMS]
+    assert list(manifest["models"]) == ["base", *ARMS] == list(models_of(out))
     results = json.loads((out / "eval/results.json").read_text())
     assert results["arms"] == ["base", *ARMS]
     assert list(results["sweep"]["arms"]) == list(ARMS)
@@ -129,6 +131,12 @@ def test_equal_tokens_repeats_rows_in_place_of_replay(finished, tmp_path):
     longest = max(r["n_tokens"] for r in rows_of(copy, "replay-0.3"))
     assert max(totals.values()) - min(totals.values()) <= 2 * longest
     assert len(rows_of(copy, "sft")) == round(40 / 0.7)
+
+
+def test_the_cost_counts_every_model(folder):
+    cost = estimate(load_recipe(folder / "small.yaml", ["sweep.replay_ratios=[0, 0.1, 0.3]"]))
+    assert cost.train_tokens == {arm: int(cost.domain_tokens / (1 - ratio)) for arm, ratio in ARMS.items()}
+    assert cost.replay_tokens == pytest.approx(cost.domain_tokens * 0.3 / 0.7, abs=1)
 
 
 def test_export_does_not_choose_among_ratios(finished, tmp_path):
