@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PROBES = ("probe_domains", "probe_mastery", "probe_min_k")
+_PROBES = ("probe_domains", "probe_mastery", "probe_min_k", "probe_skills")
 __all__ = [
     "__version__",
     "curate",
@@ -23,15 +23,30 @@ __all__ = [
     "probe_domains",
     "probe_mastery",
     "probe_min_k",
+    "probe_skills",
     "report",
     "run",
+    "sweep",
     "train",
     "tune",
 ]
 
 if TYPE_CHECKING:
-    from regrow.api import curate, evaluate, evaluate_sequence, export, grow, merge, mix, report, run, train, tune
-    from regrow.probing import probe_domains, probe_mastery, probe_min_k
+    from regrow.api import (
+        curate,
+        evaluate,
+        evaluate_sequence,
+        export,
+        grow,
+        merge,
+        mix,
+        report,
+        run,
+        sweep,
+        train,
+        tune,
+    )
+    from regrow.probing import probe_domains, probe_mastery, probe_min_k, probe_skills
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from regrow.arms import PLAIN, REPLAY, ratio_in
 from regrow.compare import compare, compare_sequence
 from regrow.data import read_data
-from regrow.errors import DataError
+from regrow.errors import DataError, RunError
 from regrow.pipeline import RunResult, read_items, sentence_encoder
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe, parse_recipe
@@ -96,6 +97,52 @@ def tune(
         train__method=method,
         train__num_train_epochs=epochs,
         compare=compare,
+        seed=seed,
+    )
+    return _run(recipe, output, resume=resume)
+
+
+def sweep(
+    model: str,
+    data: str | Path,
+    output: str | Path = "runs/sweep",
+    *,
+    replay_ratios: Sequence[float] = (0, 0.01, 0.05, 0.1, 0.2, 0.4),
+    equal_tokens: bool = False,
+    method: Literal["full", "lora"] | None = None,
+    epochs: float | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+    resume: Resume = "auto",
+) -> RunResult:
+    """Fine-tune ``model`` on ``data`` once for each replay ratio and recommend one of them.
+
+    Args:
+        model: As in `tune`.
+        data: As in `tune`.
+        output: The run folder. A run that is there is continued; other ratios may be added.
+        replay_ratios: Shares of the final training tokens that are replay, 0 (plain SFT) among them.
+        equal_tokens: Train every model on as many tokens as the one with the most replay.
+        method: Train all weights or LoRA adapters.
+        epochs: Passes over ``data``.
+        seed: All randomness comes from it.
+        settings: Any other recipe keys.
+        resume: As in `tune`.
+
+    Returns:
+        The run; ``results["sweep"]`` holds the comparison and the recommendation.
+
+    Raises:
+        RegrowError: Anything you can mend, with the place and what to do.
+    """
+    recipe = _recipe(
+        settings,
+        model__model_name_or_path=str(model),
+        data__path=str(data),
+        sweep__replay_ratios=list(replay_ratios),
+        sweep__equal_tokens=equal_tokens,
+        train__method=method,
+        train__num_train_epochs=epochs,
         seed=seed,
     )
     return _run(recipe, output, resume=resume)
@@ -433,7 +480,13 @@ def _tuned(source: Path) -> Path:
     if not (source / MANIFEST).is_file():
         return source
     models = finished_models(source)
-    return next(models[arm] for arm in ("regrow", "sft") if arm in models)
+    if several := [arm for arm in models if ratio_in(arm) is not None]:
+        raise RunError(
+            "this run is a sweep and has several models",
+            where=str(source),
+            hint=f"give the folder of one, such as {models[several[0]]}",
+        )
+    return next(models[arm] for arm in (REPLAY, PLAIN) if arm in models)
 
 
 def _model(recipe: Recipe) -> ResolvedModel:

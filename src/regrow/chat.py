@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from regrow.arms import BASE, REPLAY
 from regrow.errors import RunError
 from regrow.runs import MANIFEST, finished_models
 
@@ -18,8 +19,7 @@ def models_of(folder: Path, arms: Sequence[str] | None = None) -> dict[str, Path
     if not (folder / MANIFEST).is_file():
         return {folder.name: folder}
     known = finished_models(folder)
-    usual = [arm for arm in known if arm in ("base", "regrow")]
-    wanted = list(arms or usual or known)
+    wanted = list(arms or ([BASE, REPLAY] if REPLAY in known else known))
     missing = [a for a in wanted if a not in known]
     if missing:
         raise RunError(f"no arm '{missing[0]}' in this run", where=str(folder), hint=f"it has: {', '.join(known)}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.arms import PLAIN
 from regrow.data import read_data
 from regrow.pipeline import GROW_SPARE, best_rows
 from regrow.recipe import Recipe
@@ -104,17 +105,19 @@ def estimate(recipe: Recipe) -> Cost:
         train = best_rows(train, recipe.data.quality)
     epochs = recipe.train.num_train_epochs
     domain = count_tokens(train, model.path, recipe.mix)
-    arms = recipe.trained_arms()
+    arms = recipe.arm_ratios()
+    largest = max(arms.values(), default=0.0)
+    mix = recipe.mix.model_copy(update={"replay_ratio": largest})
     replay = grown = sampled = 0
-    if "regrow" in arms:
-        replay = replay_tokens_wanted(train, model.path, recipe.mix, epochs=epochs)
+    if set(arms) - {PLAIN}:
+        replay = replay_tokens_wanted(train, model.path, mix, epochs=epochs)
         cfg = recipe.grow
         if cfg.tokens is None and cfg.dialogues is None:
             cfg = cfg.model_copy(update={"tokens": max(1, int(replay * GROW_SPARE))})
         expected = estimate_cost(cfg)
         more = 1 + recipe.regrowth.tokens / max(1, expected.kept_tokens)  # the budget of regrowth, if it is all spent
         grown, sampled = round(expected.kept_tokens * more), round(expected.sampled_tokens * more)
-    tokens = {arm: int(domain * epochs) + (replay if arm == "regrow" else 0) for arm in arms}
+    tokens = {arm: int(domain * recipe.epochs_of(arm) / (1 - ratio)) for arm, ratio in arms.items()}
     weights = sum(p.stat().st_size for p in model.path.glob("*.safetensors"))
     saved = weights * (len(arms) if recipe.train.method == "full" else 0.1 * len(arms))
     checkpoint = 3 * weights if recipe.train.method == "full" else 0.1 * weights

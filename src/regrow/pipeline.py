@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY
 from regrow.data import read_data, source_hash
 from regrow.evaluate.config import AFTER_SUITES
 from regrow.progress import note
@@ -52,7 +53,7 @@ class RunResult:
         from regrow.report.build import load_report
 
         lines = [load_report(self.path).text_table(), ""]
-        lines += [f"{arm + ' model':<14} {path}" for arm, path in self.models.items() if arm != "base"]
+        lines += [f"{arm + ' model':<14} {path}" for arm, path in self.models.items() if arm != BASE]
         lines += [f"{'report':<14} {self.report}"]
         return "\n".join(lines)
 
@@ -100,21 +101,22 @@ class _Chain:
         heldout = read_back(data.path / "heldout.jsonl")
         suites = self.suites(data, heldout)
         corpus = regrowth = None
-        if "regrow" in recipe.trained_arms():
+        ratios = recipe.arm_ratios()
+        if set(ratios) - {PLAIN}:
             grow_cfg = self.grow_config(train_rows)
             grown = self.grow(grow_cfg)
             corpus = self.curate(grown, suites, data, heldout)
             if recipe.train.mixture.controller == "forgetting":
                 regrowth = self.grounds(grow_cfg, grown, corpus, suites, heldout)
-        models = {"base": self.model.path}
+        models = {BASE: self.model.path}
         trained: dict[str, StageResult] = {}
-        for arm in recipe.trained_arms():
-            mixed = self.mix(arm, data, train_rows, heldout, corpus)
-            trained[arm] = self.train(arm, mixed, regrowth if arm == "regrow" else None)
+        for arm, ratio in ratios.items():
+            mixed = self.mix(arm, ratio, data, train_rows, heldout, corpus)
+            trained[arm] = self.train(arm, mixed, regrowth if arm == REPLAY else None)
             models[arm] = trained[arm].path / trained[arm].facts["model"]
-        if "interpolate" in (recipe.arms or []):
-            trained["interpolate"] = self.interpolate(models["sft"], trained["sft"])
-            models["interpolate"] = trained["interpolate"].path / "model"
+        if INTERPOLATE in (recipe.arms or []):
+            trained[INTERPOLATE] = self.interpolate(models[PLAIN], trained[PLAIN])
+            models[INTERPOLATE] = trained[INTERPOLATE].path / "model"
         home = run.path.resolve()  # so that a run that is moved still finds its models
         run.manifest["models"] = {
             arm: str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
@@ -125,12 +127,12 @@ class _Chain:
         return self.finish(models, evaluated, corpus)
 
     def plan(self) -> list[str]:
-        arms = self.recipe.trained_arms()
+        arms = list(self.recipe.arm_ratios())
         return [
             *("data", "suites"),
-            *(("grow", "corpus") if "regrow" in arms else ()),
+            *(("grow", "corpus") if set(arms) - {PLAIN} else ()),
             *(f"{stage}/{arm}" for arm in arms for stage in ("mix", "train")),
-            *(("merge/interpolate",) if "interpolate" in (self.recipe.arms or []) else ()),
+            *(("merge/interpolate",) if INTERPOLATE in (self.recipe.arms or []) else ()),
             "eval",
         ]
 
@@ -183,15 +185,16 @@ class _Chain:
 
         cfg = self.recipe.grow
         if cfg.dialogues is None and cfg.tokens is None:
-            wanted = replay_tokens_wanted(
-                train_rows, self.model.path, self.recipe.mix, epochs=self.recipe.train.num_train_epochs
-            )
+            largest = max(self.recipe.arm_ratios().values())
+            mix = self.recipe.mix.model_copy(update={"replay_ratio": largest})
+            epochs = self.recipe.train.num_train_epochs
+            wanted = replay_tokens_wanted(train_rows, self.model.path, mix, epochs=epochs)
             aside = self.recipe.curate.holdout_tokens
             if self.recipe.curate.watch_dialogues:
                 topics = len(configured_topics(cfg)) or cfg.ask_topics
                 aside += self.recipe.curate.watch_dialogues * topics * DIALOGUE_TOKENS
             cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + aside})
-            note(f"grow: {cfg.tokens:,} tokens, for a replay_ratio of {self.recipe.mix.replay_ratio}")
+            note(f"grow: {cfg.tokens:,} tokens, for a replay_ratio of {largest}")
         if self.recipe.train.replay_loss == "soft" and cfg.top_logprobs == 0:
             cfg = cfg.model_copy(update={"top_logprobs": 32})
         return cfg
@@ -245,9 +248,18 @@ class _Chain:
         )
 
     def mix(
-        self, arm: str, data: StageResult, rows: list[Row], heldout: list[Row], corpus: StageResult | None
+        self,
+        arm: str,
+        ratio: float,
+        data: StageResult,
+        rows: list[Row],
+        heldout: list[Row],
+        corpus: StageResult | None,
     ) -> StageResult:
-        replay = corpus if arm == "regrow" else None
+        replay = None if arm == PLAIN else corpus
+        nested = replay is not None and bool(self.recipe.sweep.replay_ratios)
+        cfg = self.recipe.mix.model_copy(update={"replay_ratio": ratio}) if nested else self.recipe.mix
+        epochs = self.recipe.epochs_of(arm)
         watched = corpus if self.recipe.curate.watch_dialogues else None
 
         def work(folder: Path) -> dict[str, Any]:
@@ -258,10 +270,11 @@ class _Chain:
                 rows,
                 replay.path if replay else None,
                 self.model.path,
-                self.recipe.mix,
+                cfg,
                 folder,
                 seed=self.seed,
-                epochs=self.recipe.train.num_train_epochs,
+                epochs=epochs,
+                nested=nested,
             ).to_dict()
             if watched is not None:
                 yours = heldout[: self.recipe.curate.watch_dialogues]
@@ -274,8 +287,10 @@ class _Chain:
             "corpus": replay.output_hash if replay else None,
             "watched": watched.output_hash if watched else None,
         }
-        epochs = self.recipe.train.num_train_epochs
-        return self.run.stage(f"mix/{arm}", self.inputs("mix", self.recipe.mix, epochs=epochs, **upstream), work)
+        inputs = self.inputs("mix", cfg, epochs=epochs, **upstream)
+        if nested:
+            inputs["nested"] = True
+        return self.run.stage(f"mix/{arm}", inputs, work)
 
     def train(self, arm: str, mixed: StageResult, regrowth: Grounds | None) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
@@ -315,23 +330,27 @@ class _Chain:
         suites: StageResult,
         corpus: StageResult | None,
     ) -> StageResult:
+        from regrow.evaluate.ratios import Sweep
         from regrow.evaluate.stage import CACHE, evaluate
+
+        asked = self.recipe.sweep
+        sweep = Sweep(self.recipe.arm_ratios(), asked.margin, asked.margin_nats) if asked.replay_ratios else None
 
         def work(folder: Path) -> dict[str, Any]:
             items = read_items(suites.path / "items.jsonl")
             if corpus is not None:
                 items += read_items(corpus.path / "own_dialogues.jsonl")
-            asked = suites.path / CACHE  # what the base answered when its facts were chosen
-            reuse = [asked] if asked.is_file() else []
+            answered = suites.path / CACHE  # what the base answered when its facts were chosen
             done = evaluate(
                 models,
                 items,
                 self.recipe.evaluate,
                 folder,
                 seed=self.seed,
-                reuse=reuse,
+                reuse=[answered] if answered.is_file() else [],
                 encoder=lambda: sentence_encoder(self.recipe),
                 corpus=corpus.path if corpus else None,
+                sweep=sweep,
             )
             return {"verdict": done.results["verdict"]["sentence"]}
 
@@ -341,7 +360,10 @@ class _Chain:
             "encoder": self.recipe.grow.encoder,
             **{f"train/{arm}": stage.output_hash for arm, stage in trained.items()},
         }
-        return self.run.stage("eval", self.inputs("evaluate", self.recipe.evaluate, **upstream), work, keep=[CACHE])
+        inputs = self.inputs("evaluate", self.recipe.evaluate, **upstream)
+        if sweep is not None:
+            inputs["sweep"] = {"margin": sweep.margin, "margin_nats": sweep.margin_nats}
+        return self.run.stage("eval", inputs, work, keep=[CACHE])
 
     def finish(self, models: dict[str, Path], evaluated: StageResult, corpus: StageResult | None) -> RunResult:
         from regrow.models.save import write_model_card
@@ -350,7 +372,7 @@ class _Chain:
 
         results = json.loads((evaluated.path / "results.json").read_text(encoding="utf-8"))
         for arm, path in models.items():
-            if arm != "base":
+            if arm != BASE:
                 write_model_card(path, model_facts(self.run.path, arm))
         report = build_report(self.run.path, self.run.path / "report.html")
         return RunResult(self.run.path, report, models, results)

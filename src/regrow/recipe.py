@@ -12,11 +12,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from regrow.arms import INTERPOLATE, PLAIN, REPLAY, at_ratio
 from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
 from regrow.grow.config import GrowConfig
-from regrow.loops.config import RegrowthConfig
+from regrow.loops.config import RegrowthConfig, SweepConfig
 from regrow.mix.config import MixConfig
 from regrow.models.config import ModelConfig
 from regrow.probe.config import ProbeConfig
@@ -67,12 +68,13 @@ class Recipe(Section):
     mix: MixConfig = MixConfig()
     train: TrainConfig = TrainConfig()
     regrowth: RegrowthConfig = RegrowthConfig()
+    sweep: SweepConfig = SweepConfig()
     evaluate: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
     def _can_interpolate(self) -> Recipe:
-        if "interpolate" in (self.arms or []):
-            if "sft" not in (self.arms or []):
+        if INTERPOLATE in (self.arms or []):
+            if PLAIN not in (self.arms or []):
                 raise ValueError("arms: `interpolate` is made out of `sft`; name both")
             if self.train.method == "lora" and not self.train.merge_adapter:
                 raise ValueError("arms: `interpolate` needs whole models; set train.merge_adapter: true")
@@ -87,11 +89,33 @@ class Recipe(Section):
             raise ValueError("train.mixture.controller: forgetting needs curate.watch_dialogues, say 8")
         return self
 
-    def trained_arms(self) -> list[str]:
-        """The arms to train, plain SFT first."""
-        if self.arms is not None:
-            return [a for a in ("sft", "regrow") if a in self.arms]
-        return ["sft", "regrow"] if self.compare else ["regrow"]
+    @model_validator(mode="after")
+    def _can_sweep(self) -> Recipe:
+        if not self.sweep.replay_ratios:
+            return self
+        if self.arms is not None or not self.compare:
+            raise ValueError("sweep.replay_ratios says which models there are; leave arms and compare out")
+        if self.train.mixture.controller == "forgetting":
+            raise ValueError("sweep.replay_ratios compares fixed ratios, without train.mixture.controller: forgetting")
+        if self.sweep.equal_tokens and self.mix.replay_unit != "tokens":
+            raise ValueError("sweep.equal_tokens counts tokens; set mix.replay_unit: tokens")
+        return self
+
+    def arm_ratios(self) -> dict[str, float]:
+        """The arms to train, plain SFT first, and the replay ratio of each."""
+        if self.sweep.replay_ratios:
+            return {at_ratio(r): r for r in self.sweep.replay_ratios}
+        wanted = self.arms if self.arms is not None else [PLAIN, REPLAY] if self.compare else [REPLAY]
+        ratios = {PLAIN: 0.0, REPLAY: self.mix.replay_ratio}
+        return {arm: ratio for arm, ratio in ratios.items() if arm in wanted}
+
+    def epochs_of(self, arm: str) -> float:
+        """Passes of an arm over the user's data."""
+        epochs = self.train.num_train_epochs
+        if not (self.sweep.replay_ratios and self.sweep.equal_tokens):
+            return epochs
+        ratios = self.arm_ratios()
+        return epochs * ((1 - ratios[arm]) / (1 - max(ratios.values())))
 
 
 def _size(node: yaml.Node, memo: dict[int, int]) -> int:

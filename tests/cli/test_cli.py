@@ -43,6 +43,7 @@ def test_help_imports_nothing_heavy():
 
 COMMANDS = [
     "tune",
+    "sweep",
     "demo",
     "init",
     "validate",
@@ -72,7 +73,7 @@ def test_every_command_explains_itself(command):
     assert done.returncode == 0 and "Usage" in done.stdout
 
 
-@pytest.mark.parametrize("probe", ["domains", "mastery", "min-k"])
+@pytest.mark.parametrize("probe", ["domains", "mastery", "min-k", "skills"])
 def test_every_probe_explains_itself(probe):
     done = regrow("probe", probe, "--help")
     assert done.returncode == 0 and "Usage" in done.stdout and "--resume" in done.stdout
@@ -104,6 +105,8 @@ def test_init_writes_once_and_validates_its_own_output(tmp_path):
         (["tune", "smollm2", "d.jsonl", "--resume", "perhaps"], "--resume"),
         (["tune", "smollm2", "d.jsonl", "--replay-ratio", "1.5"], "error: mix.replay_ratio: "),
         (["tune", "smollm2", "gone.jsonl"], "starts where the command runs: /"),
+        (["sweep", "smollm2", "d.jsonl", "--replay-ratios", "0,some"], "--replay-ratios"),
+        (["sweep", "smollm2", "d.jsonl", "--replay-ratios", "0.1,0.2"], "sweep.replay_ratios"),
         (["run", "none.yaml"], "none.yaml"),
         (["report", "nowhere"], "nowhere"),
         (["export", "nowhere", "--to", "csv", "-o", "x"], "csv"),

@@ -11,7 +11,9 @@ import numpy as np
 
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Record
+from regrow.evaluate.ratios import Sweep, compare_ratios
 from regrow.evaluate.summary import summarise
+from regrow.evaluate.tables import tables
 from regrow.evaluate.verdict import verdict
 from regrow.rows.writers import write_json_lines
 
@@ -31,10 +33,14 @@ def ones(n: int, wrong: int, start: int = 0) -> np.ndarray:
     return out
 
 
-def write_evaluation(folder: Path, found: list[Record], arms: Sequence[str] = ARMS, *, seed: int = 0) -> Path:
+def write_evaluation(
+    folder: Path, found: list[Record], arms: Sequence[str] = ARMS, *, seed: int = 0, sweep: Sweep | None = None
+) -> Path:
     """The ``eval`` folder of a run that ended with these records."""
     cfg = EvalConfig(bootstrap=2000)
     results = summarise(found, arms, cfg, seed=seed)
+    if sweep is not None:
+        results["sweep"] = compare_ratios(tables(found, arms), results, sweep, cfg, seed=seed)
     results["verdict"] = verdict(results, cfg.confidence)
     results["settings"] = {**cfg.model_dump(mode="json"), "seed": seed}
     results["versions"], results["models"] = {}, {a: {"path": a, "revision": f"{a}{seed}"} for a in arms}

@@ -75,7 +75,14 @@ def test_a_copy_is_whole_and_the_first_store_stays(tiny_model_dir, grown, tmp_pa
 
 @pytest.mark.parametrize(
     ("tokens", "fits"),
-    [(1000, {"a": 4, "b": 2}), (60, {"a": 4, "b": 2}), (30, {"a": 2, "b": 1}), (25, {"a": 1, "b": 1}), (9, {}), (0, {})],
+    [
+        (1000, {"a": 4, "b": 2}),
+        (60, {"a": 4, "b": 2}),
+        (30, {"a": 2, "b": 1}),
+        (25, {"a": 1, "b": 1}),
+        (9, {}),
+        (0, {}),
+    ],
 )
 def test_an_order_is_cut_by_the_same_factor(tokens, fits):
     assert fit({"a": 4, "b": 2}, {"a": 10.0, "b": 10.0}, tokens) == fits

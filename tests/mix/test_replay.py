@@ -34,6 +34,28 @@ def test_the_ratio_is_met_within_one_dialogue(sizes, domain, ratio, n_topics, se
         assert len(chosen) >= len(sizes) - 1, "a corpus that is too small is used up"
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=SIZES,
+    targets=st.tuples(st.floats(1, 30_000), st.floats(1, 30_000)),
+    n_topics=st.integers(1, 5),
+    repeats=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_a_nested_choice_is_the_beginning_of_a_larger_one(sizes, targets, n_topics, repeats, seed) -> None:
+    topics = [f"topic {i % n_topics}" for i in range(len(sizes))]
+
+    def chosen(target: float) -> list[int]:
+        rng = np.random.default_rng(seed)
+        return choose(sizes, topics, target, max_repeats=repeats, rng=rng, nested=True)
+
+    less, more = (chosen(t) for t in sorted(targets))
+    assert more[: len(less)] == less
+    for target, found in zip(sorted(targets), (less, more), strict=True):
+        if len(found) < repeats * len(sizes):
+            assert abs(sum(sizes[i] for i in found) - target) <= max(sizes) / 2
+
+
 def test_wanted_is_the_share_of_the_whole() -> None:
     assert wanted(800, 0.2) == pytest.approx(200)
     assert wanted(800, 0.0) == 0

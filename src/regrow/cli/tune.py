@@ -1,4 +1,4 @@
-"""`regrow tune` and `regrow demo`: the whole chain with one command."""
+"""`regrow tune`, `sweep` and `demo`: the whole chain with one command."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import typer
 
 from regrow.cli.common import RecipeFile, ResumeOption, Seed, Sets, resume_mode, settings
 
+RATIOS = "0,0.01,0.05,0.1,0.2,0.4"
+
 
 def register(app: typer.Typer) -> None:
     app.command()(tune)
+    app.command()(sweep)
     app.command()(demo)
 
 
@@ -50,6 +53,57 @@ def tune(
         seed=seed,
     )
     _go(chosen, output, resume)
+
+
+def sweep(
+    model: Annotated[str, typer.Argument(help="As for `regrow tune`.")],
+    data: Annotated[str, typer.Argument(help="As for `regrow tune`.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Run folder.")] = Path("runs/sweep"),
+    replay_ratios: Annotated[
+        str | None,
+        typer.Option(metavar="R,R,...", help=f"One training each, 0 (plain SFT) among them. Default {RATIOS}."),
+    ] = None,
+    equal_tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--equal-tokens", help="As many training tokens for all: less replay means more passes over your data."
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over your data.")] = None,
+    seed: Seed = None,
+    recipe: RecipeFile = None,
+    set_: Sets = None,
+    resume: ResumeOption = "auto",
+) -> None:
+    """Fine-tune MODEL on DATA with several replay ratios, chart gain against forgetting, and recommend a ratio.
+
+    Everything before the mix is done once, and all models are scored on the same items. Run it again with another list
+    of ratios and only the new ones are trained, as long as the largest stays.
+    """
+    given: dict[str, object] = {
+        "model__model_name_or_path": model,
+        "data__path": data,
+        "sweep__replay_ratios": _numbers(replay_ratios) if replay_ratios is not None else None,
+        "sweep__equal_tokens": equal_tokens,
+        "train__method": method,
+        "train__num_train_epochs": epochs,
+        "seed": seed,
+    }
+    chosen = settings(recipe, set_, **given)
+    if not chosen.sweep.replay_ratios:  # neither named here nor in the recipe
+        chosen = settings(recipe, set_, **{**given, "sweep__replay_ratios": _numbers(RATIOS)})
+    _go(chosen, output, resume)
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of ``0,0.05,0.2``."""
+    from regrow.errors import RecipeError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RecipeError(f"'{text}' is not a list of numbers", where="--replay-ratios", hint=RATIOS) from error
 
 
 def demo(

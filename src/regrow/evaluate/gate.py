@@ -12,6 +12,7 @@ from typing import Any, Literal
 from regrow.errors import RunError
 from regrow.evaluate.saved import Saved
 from regrow.evaluate.seeds import over_seeds
+from regrow.evaluate.stats import unseen_change
 from regrow.evaluate.verdict import main_arm
 
 Outcome = Literal["passed", "undecided", "failed"]
@@ -131,7 +132,7 @@ def judge(runs: Sequence[Saved], limits: Limits, *, suites: Sequence[str] = (), 
     if limits == Limits():
         raise RunError("no limit is given", where="regrow gate", hint="--max-forgetting 2, --min-gain 5")
     found = over_seeds(runs) if len(runs) > 1 else runs[0].results
-    judged = arm or main_arm(found["arms"])
+    judged = arm or main_arm(found["arms"], found.get("sweep"))
     if judged is None or judged == "base" or judged not in found["arms"]:
         raise RunError(f"there is no trained model '{judged}' in this evaluation", where=where,
                        hint=f"It has: {', '.join(found['arms'][1:]) or 'only the base'}.")  # fmt: skip
@@ -190,9 +191,7 @@ def _check(kind: str, name: str, suite: dict[str, Any], arm: str, limit: float, 
     diff = suite["differences"][arm]["vs_base"]
     ends = list(diff["ci"])
     if suite["unit"] == "share" and ends == [0, 0]:
-        # No item changed, and resampling finds nothing but that. n items without a change still allow a share p of
-        # changes with (1 - p)^n = alpha / 2, about 3.7 / n at 95 % (the exact binomial bound).
-        unseen = 1 - ((1 - level) / 2) ** (1 / suite["n"])
+        unseen = unseen_change(suite["n"], level)
         ends = [-unseen, unseen]
     scale = 100.0 if suite["unit"] == "share" else 1.0
     sign = scale * (1 if (kind == "gain") == suite["higher_is_better"] else -1)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.arms import BASE
 from regrow.errors import DataError, EngineError
 from regrow.evaluate.cache import ScoreCache, pass_key
 from regrow.evaluate.config import EMBEDDED_SUITES, EvalConfig
@@ -18,6 +19,7 @@ from regrow.evaluate.items import Item, Record
 from regrow.evaluate.lm_eval_json import FOLDER, write_lm_eval
 from regrow.evaluate.lost import LEAST_ITEMS, Encodes, lost_topics, read_branches
 from regrow.evaluate.measure import Arm, Loaded, load_arm, measure
+from regrow.evaluate.ratios import Sweep, compare_ratios
 from regrow.evaluate.served import Served, ServedModel, connect
 from regrow.evaluate.stats import POWER
 from regrow.evaluate.suites import facts, instructions, lm_eval, refusals
@@ -27,7 +29,8 @@ from regrow.evaluate.suites.local import read_local
 from regrow.evaluate.suites.own import SUITE as OWN
 from regrow.evaluate.suites.own import sample
 from regrow.evaluate.suites.recipe import read_recipe
-from regrow.evaluate.summary import BASE, FACTS_POOL, planned, summarise
+from regrow.evaluate.summary import FACTS_POOL, planned, summarise
+from regrow.evaluate.tables import tables
 from regrow.evaluate.verdict import verdict
 from regrow.progress import note
 from regrow.rows.row import Row
@@ -170,6 +173,7 @@ def evaluate(
     reuse: Sequence[Path] = (),
     encoder: Callable[[], Encodes | None] | None = None,
     corpus: Path | None = None,
+    sweep: Sweep | None = None,
 ) -> EvalSummary:
     """Score all arms on the same items and write ``out/records.jsonl`` and ``out/results.json``.
 
@@ -189,6 +193,7 @@ def evaluate(
         encoder: Loads the sentence encoder that sorts lost items by topic; asked only when some were lost. None, or
             one that gives None, leaves that out.
         corpus: The corpus that was replayed; then each topic is laid beside its branches.
+        sweep: The arms differ in their replay ratio; one is recommended.
 
     Raises:
         DataError: There is nothing to evaluate, or an item cannot be put before a model.
@@ -244,6 +249,9 @@ def evaluate(
     flat = [r for rows in zip(*records.values(), strict=True) for r in rows]
     pool = next((i.meta["pool"] for i in wanted if "pool" in i.meta), None)
     results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher, judged_by=judged_by)
+    if sweep is not None:
+        found = tables(flat, list(paths), higher, judged_by)
+        results["sweep"] = compare_ratios(found, results, sweep, cfg, seed=seed)
     results["verdict"] = verdict(results, cfg.confidence)
     results["lost_topics"] = _lost_topics(results, flat, wanted, encoder, corpus, seed)
     results["settings"] = {**cfg.model_dump(mode="json"), "seed": seed}

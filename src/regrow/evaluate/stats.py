@@ -167,6 +167,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return out
 
 
+def unseen_change(n: int, confidence: float) -> float:
+    """The largest share of changes that ``n`` items without any allow.
+
+    Where no item changed, resampling finds nothing but that; yet a share p of changes goes unseen with probability
+    ``(1 - p)^n``, which is ``(1 - confidence) / 2`` at about 3.7 / n for 95 % (the exact binomial bound).
+    """
+    return float(1 - ((1 - confidence) / 2) ** (1 / n))
+
+
 def detectable_change(n: int, discordance: float, *, confidence: float = 0.95, power: float = POWER) -> float | None:
     """The smallest difference of two accuracies on the same ``n`` items that McNemar's test finds, known beforehand.
 

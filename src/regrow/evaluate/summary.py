@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from regrow.arms import BASE, PLAIN
 from regrow.evaluate.calibration import expected_calibration_error
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Record
@@ -30,7 +31,6 @@ from regrow.evaluate.suites.facts.fact import SUITE as FACTS
 from regrow.evaluate.suites.own import SUITE as OWN
 from regrow.evaluate.tables import SuiteTable, tables
 
-BASE, PLAIN, REPLAY = "base", "sft", "regrow"
 FACTS_POOL = "facts-pool"
 SELECTED = (FACTS,)
 """Suites whose items were chosen because the base gets them right: a change in them can only be a loss."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regrow.evaluate.summary import BASE, PLAIN, REPLAY
+from regrow.arms import BASE, PLAIN, REPLAY, ratio_in
 
 NAMES = {BASE: "the base", PLAIN: "plain SFT", REPLAY: "the model with replay"}
 MOVED = 0.1
@@ -23,11 +23,11 @@ nothing that a user would notice. Our choice."""
 
 def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
     """``sentence``, ``level``, ``arm`` and ``notes`` for results that have no verdict yet."""
-    arm = main_arm(results["arms"])
+    arm = main_arm(results["arms"], results.get("sweep"))
     if arm is None:
         return {"sentence": "Only the base was evaluated; there is nothing to compare.", "level": "no-change",
                 "arm": None, "notes": []}  # fmt: skip
-    name = NAMES.get(arm, f"'{arm}'")
+    name = _name(arm)
     if _identical(results, arm):
         text = f"No change: {name} does on every item as well as the base"
     else:
@@ -38,9 +38,16 @@ def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
             "notes": _notes(results, arm, confidence)}  # fmt: skip
 
 
-def main_arm(arms: list[str]) -> str | None:
-    """The arm the verdict is about: the one with replay, else the last."""
+def _name(arm: str) -> str:
+    ratio = ratio_in(arm)
+    return NAMES.get(arm, f"'{arm}'") if ratio is None else f"the model with {100 * ratio:g} % replay"
+
+
+def main_arm(arms: list[str], sweep: dict[str, Any] | None = None) -> str | None:
+    """The arm the verdict is about: the ratio that a sweep recommends, else the one with replay, else the last."""
     trained = [a for a in arms if a != BASE]
+    if sweep and sweep.get("arm") in trained:
+        return str(sweep["arm"])
     return REPLAY if REPLAY in trained else (trained[-1] if trained else None)
 
 
@@ -109,7 +116,7 @@ def _kept(results: dict[str, Any], arm: str) -> list[str]:
     for name, s in suites.items():
         if name not in known:
             low, high = s["differences"][arm]["vs_base"]["ci"]
-            far = _range(low, high, "nats") if low > MOVED else f"no more than {_amount(high, 'nats')}"
+            far = bounds_text(low, high, "nats") if low > MOVED else f"no more than {_amount(high, 'nats')}"
             out.append(f"it moved {far} a token from its {name}{_against(s, arm)}")
     return out
 
@@ -174,7 +181,7 @@ def _remaining(results: dict[str, Any], left: dict[str, Any], arm: str, sure: st
 
 def _bounds(suite: dict[str, Any], arm: str) -> str:
     low, high = sorted(abs(v) for v in suite["differences"][arm]["vs_base"]["ci"])
-    return f"{_range(low, high, suite['unit'])} of {_metric(suite)}"
+    return f"{bounds_text(low, high, suite['unit'])} of {_metric(suite)}"
 
 
 def _metric(suite: dict[str, Any]) -> str:
@@ -208,6 +215,6 @@ def _span(ci: list[float], unit: str) -> str:
     return f"{low.split()[0]} to {high}"
 
 
-def _range(low: float, high: float, unit: str) -> str:
+def bounds_text(low: float, high: float, unit: str) -> str:
     """Two amounts with one unit behind them."""
     return f"{_amount(low, unit).split()[0]} to {_amount(high, unit)}"

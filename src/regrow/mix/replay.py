@@ -15,7 +15,13 @@ def wanted(amount: float, replay_ratio: float) -> float:
 
 
 def choose(
-    sizes: Sequence[int], topics: Sequence[str], target: float, *, max_repeats: int, rng: np.random.Generator
+    sizes: Sequence[int],
+    topics: Sequence[str],
+    target: float,
+    *,
+    max_repeats: int,
+    rng: np.random.Generator,
+    nested: bool = False,
 ) -> list[int]:
     """Choose dialogues until their sizes sum to ``target`` as nearly as whole dialogues allow.
 
@@ -29,6 +35,8 @@ def choose(
         target: What the sizes should sum to.
         max_repeats: Uses of one dialogue at most.
         rng: Source of the order.
+        nested: Stop at the first dialogue that would overshoot. The choice for a smaller target, with an equal
+            ``rng``, is then the beginning of that for a larger one; the sum ends within half of the next dialogue.
 
     Returns:
         Indices in the order chosen.
@@ -40,6 +48,8 @@ def choose(
         for index in _round(topics, rng):
             # Take the dialogue only if that brings the sum closer.
             if total + sizes[index] / 2 > target:
+                if nested:
+                    return chosen
                 passed_over = True
                 if total >= target:
                     break

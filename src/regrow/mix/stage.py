@@ -174,6 +174,7 @@ def mix(
     *,
     seed: int,
     epochs: float = 1.0,
+    nested: bool = False,
 ) -> MixSummary:
     """Write ``out/train.parquet`` (token rows in training order) and ``out/mix.json``.
 
@@ -195,6 +196,8 @@ def mix(
         out: Result folder.
         seed: Order of rows, choice of dialogues.
         epochs: Passes over your rows.
+        nested: Use the dialogues in one order and stop where the ratio is met, so that a mix with a smaller ratio, of
+            the same corpus and seed, has the beginning of this one's replay (see `regrow.mix.replay.choose`).
 
     Raises:
         DataError: No row can be trained on, a row is malformed (named), or replay is asked of an empty corpus.
@@ -218,7 +221,7 @@ def mix(
                 dropped=encoder.dropped,
                 shortened=encoder.shortened,
             )
-            chosen = _choose(replay, cfg, sizes, seed)
+            chosen = _choose(replay, cfg, sizes, seed, nested=nested)
             replay.load(chosen, scratch)
             bundles, saved = _bundles(replay, chosen, cfg)
         plan = interleave(sizes, [b.tokens for b in bundles])
@@ -331,16 +334,21 @@ def _from_shelf(shelf: Shelf, row: int) -> dict[str, Any]:
     return record(row_id, "domain", domain, shelf.value(row, "input_ids"), shelf.value(row, "loss_weights"))
 
 
-def _choose(replay: GrownRows, cfg: MixConfig, sizes: Sequence[int], seed: int) -> list[int]:
+def _choose(replay: GrownRows, cfg: MixConfig, sizes: Sequence[int], seed: int, *, nested: bool) -> list[int]:
     """Indices of the replay dialogues that the ratio asks for; says so when the corpus is too small for it."""
     by_tokens = cfg.replay_unit == "tokens"
     unit = replay.sizes if by_tokens else [1] * len(replay.sizes)
     target = wanted(sum(sizes) if by_tokens else len(sizes), cfg.replay_ratio)
     rng = np.random.default_rng([seed, 0x5EED])
-    chosen = choose(unit, replay.topics, target, max_repeats=cfg.max_repeats, rng=rng)
+    chosen = choose(unit, replay.topics, target, max_repeats=cfg.max_repeats, rng=rng, nested=nested)
     got = sum(unit[i] for i in chosen)
     exhausted = len(chosen) == cfg.max_repeats * len(unit)
-    if exhausted and got < SHORT_OF * target:
+    if not chosen:
+        note(
+            f"mix: a replay_ratio of {cfg.replay_ratio:g} of so little data is less than half a dialogue; "
+            "this mix has no replay"
+        )
+    elif exhausted and got < SHORT_OF * target:
         note(
             f"mix: the corpus has {got:,} of the {round(target):,} {cfg.replay_unit} of replay wanted, "
             f"each dialogue used {cfg.max_repeats} times; grow more, or lower mix.replay_ratio"

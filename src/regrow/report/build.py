@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from regrow.report import charts, numbers, sections
+from regrow.report import charts, numbers, sections, sweep
 from regrow.report.corpus_view import CorpusView, load_corpus
 from regrow.report.gaps import gaps
 from regrow.report.items_view import OUTCOME_HELP, OUTCOMES, PLAIN_LIST, ItemsView, load_items
@@ -79,7 +79,8 @@ class Report:
         console.print(table)
         body = "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
         notes = "".join(f"- {n}\n" for n in told["notes"])
-        return f"{told['word']}: {told['sentence']}\n\n{body}\n\n{notes}"
+        ratios = "\n".join(sweep.text(self.run))
+        return f"{told['word']}: {told['sentence']}\n\n{body}\n\n{notes}" + (f"\n{ratios}\n" if ratios else "")
 
     def _repr_html_(self) -> str:
         told = sections.verdict(self.run)
@@ -158,8 +159,10 @@ def _version() -> str:
 def _render(run: RunData, items: ItemsView, corpus: CorpusView | None) -> str:
     style = sections.styles(run)
     script = _asset("page.js")
+    ratios = sweep.sweep(run)
     shown: dict[str, Any] = {
-        "tradeoff": sections.tradeoff(run),
+        "sweep": ratios,
+        "tradeoff": None if ratios and ratios["chart"] else sections.tradeoff(run),
         "headline": sections.headline(run),
         "suites": sections.suite_rows(run),
         "domains": sections.domain_charts(run),
@@ -224,6 +227,7 @@ def _render(run: RunData, items: ItemsView, corpus: CorpusView | None) -> str:
 
 def _toc(shown: dict[str, Any]) -> list[tuple[str, str]]:
     parts = [
+        ("sweep", "Replay ratios", shown["sweep"]),
         ("result", "Learned against kept", shown["tradeoff"] or shown["headline"]),
         ("suites", "Every suite", shown["suites"]),
         ("domains", "By domain", shown["domains"]),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from regrow.arms import INTERPOLATE, PLAIN
 from regrow.report import sections
 from regrow.report.corpus_view import load_corpus
-from regrow.report.load import INTERPOLATE, PLAIN, arm_name, load_run
+from regrow.report.load import arm_name, load_run
 from regrow.report.numbers import is_number, metric_name
 
 

@@ -161,14 +161,22 @@ def tradeoff(points: Sequence[Point], *, title: str, x_label: str, y_label: str)
     return wide + _tradeoff(points, title, x_label, y_label, 370, 400, (40, 16, 56, 46), "narrow")
 
 
+def pareto(points: Sequence[Point], front: Sequence[int], *, title: str, x_label: str, y_label: str) -> Markup:
+    """As `tradeoff` without the base and its arrows: the points alone, spread over the width, and a line through those
+    numbered in ``front``."""
+    line = sorted(front, key=lambda i: points[i].x)
+    wide = _tradeoff(points, title, x_label, y_label, 760, 430, (44, 34, 58, 66), "wide", line)
+    return wide + _tradeoff(points, title, x_label, y_label, 370, 400, (40, 16, 56, 46), "narrow", line)
+
+
 def _tradeoff(
     points: Sequence[Point], title: str, x_label: str, y_label: str, width: int, height: int,
-    margin: tuple[int, int, int, int], css: str,
+    margin: tuple[int, int, int, int], css: str, front: Sequence[int] | None = None,
 ) -> Markup:  # fmt: skip
     xs = [v for p in points for v in (p.x, *(p.x_ci or ()))]
     ys = [v for p in points for v in (p.y, *(p.y_ci or ()))]
     low, high = _padded([*ys, 0.0])
-    frame = _Frame(width, height, _padded([*xs, 0.0]), (low, high), margin)
+    frame = _Frame(width, height, _padded([*xs, 0.0] if front is None else xs), (low, high), margin)
     small = css == "narrow"
     body = frame.axes(x_label, y_label, signed=True, x_count=4 if small else 7, y_count=5)
     taken: list[tuple[float, float, float, float]] = []
@@ -179,14 +187,19 @@ def _tradeoff(
             taken.append((frame.px(p.x_ci[0]) - 2, y - 6, frame.px(p.x_ci[1]) + 2, y + 6))
         if p.y_ci is not None:
             taken.append((x - 6, frame.py(p.y_ci[1]) - 2, x + 6, frame.py(p.y_ci[0]) + 2))
-    origin = points[0]
-    ox, oy = frame.px(origin.x), frame.py(origin.y)
-    for p in points[1:]:
+    at = [(frame.px(p.x), frame.py(p.y)) for p in points]
+    lines = [(at[0], end) for end in at[1:]] if front is None else list(pairwise(at[i] for i in front))
+    for (ox, oy), (ex, ey) in lines:
         for i in range(2, 20):
-            x, y = ox + (frame.px(p.x) - ox) * i / 20, oy + (frame.py(p.y) - oy) * i / 20
+            x, y = ox + (ex - ox) * i / 20, oy + (ey - oy) * i / 20
             taken.append((x - 2, y - 2, x + 2, y + 2))
-    for p in points[1:]:
-        body += _arrow(ox, oy, frame.px(p.x), frame.py(p.y), p.style)
+    if front is None:
+        for p, end in zip(points[1:], at[1:], strict=True):
+            body += _arrow(*at[0], *end, p.style)
+    elif len(front) > 1:
+        body += Markup('<polyline class="front" points="{}"/>').format(
+            " ".join(f"{x:.1f},{y:.1f}" for x, y in (at[i] for i in front))
+        )
     for p in points:
         body += _error_bars(frame, p)
         body += marker(p.style, frame.px(p.x), frame.py(p.y), 7)

@@ -144,7 +144,7 @@ def gaps_table(run: RunData) -> Table | None:
     rows = gaps(run)
     if not rows:
         return None
-    table = _table(
+    table = plain_table(
         "model", "held out of", "dip (nats)", "at step", "back at step", "at the end", title="while training"
     )
     for row in rows:

@@ -6,8 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from regrow.arms import BASE, PLAIN
 from regrow.report.corpus_view import clip
-from regrow.report.load import BASE, PLAIN, RunData
+from regrow.report.load import RunData
 from regrow.report.numbers import is_number
 
 MAX_QUESTION_CHARS = 700

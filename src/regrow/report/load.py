@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, ratio_in
 from regrow.errors import RunError
 
-BASE = "base"
-PLAIN = "sft"
-INTERPOLATE = "interpolate"
-ARM_NAMES = {BASE: "Base model", PLAIN: "Plain SFT", "regrow": "Regrow", INTERPOLATE: "Half-way to base"}
+ARM_NAMES = {BASE: "Base model", PLAIN: "Plain SFT", REPLAY: "Regrow", INTERPOLATE: "Half-way to base"}
 MAX_RECIPE_CHARS = 60_000
 
 
@@ -57,9 +55,12 @@ class RunData:
 
     @property
     def main_arm(self) -> str | None:
-        """The arm that the page is about: ``regrow`` if it is there, else the last trained one."""
+        """The arm that the page is about: the ratio that a sweep recommends, else ``regrow``, else the last."""
         trained = [a for a in self.arms if a != BASE]
-        return "regrow" if "regrow" in trained else (trained[-1] if trained else None)
+        chosen = ((self.results or {}).get("sweep") or {}).get("arm")
+        if chosen in trained:
+            return str(chosen)
+        return REPLAY if REPLAY in trained else (trained[-1] if trained else None)
 
     def stage(self, name: str) -> dict[str, Any]:
         """The manifest's record of a stage; empty when it did not run."""
@@ -69,7 +70,8 @@ class RunData:
 
 def arm_name(arm: str) -> str:
     """The name of an arm for readers."""
-    return ARM_NAMES.get(arm, arm)
+    ratio = ratio_in(arm)
+    return ARM_NAMES.get(arm, arm) if ratio is None else f"{100 * ratio:g}\N{NO-BREAK SPACE}% replay"
 
 
 def read_json(path: Path) -> dict[str, Any]:

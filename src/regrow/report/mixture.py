@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from regrow.arms import PLAIN
 from regrow.report import charts, numbers
-from regrow.report.load import PLAIN, RunData
+from regrow.report.load import RunData
 from regrow.report.numbers import is_number
 
 UNITS = {"tokens": "Tokens", "train_tokens": "Tokens trained on", "rows": "Rows"}

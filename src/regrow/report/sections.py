@@ -6,8 +6,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from regrow.arms import BASE, PLAIN, REPLAY
 from regrow.report import charts, numbers
-from regrow.report.load import BASE, PLAIN, RunData, arm_name
+from regrow.report.load import RunData, arm_name
 from regrow.report.numbers import is_number
 
 LEVELS = {
@@ -16,7 +17,7 @@ LEVELS = {
     "lost": ("bad", "✕", "Lost"),
     "no-change": ("", "–", "No change"),
 }
-STYLES = {BASE: 0, PLAIN: 1, "regrow": 2}
+STYLES = {BASE: 0, PLAIN: 1, REPLAY: 2}
 FIRST_DOMAINS = 12
 OWN = "own-dialogues"
 _TONE_OF: dict[Any, str] = {True: "good", False: "bad"}
@@ -24,10 +25,11 @@ _WORD_OF: dict[Any, str] = {True: "better", False: "worse"}
 
 
 def styles(run: RunData) -> dict[str, int]:
-    """Arm -> number in the palette: base, sft and regrow always the same, others after them."""
+    """Arm -> number in the palette: base, sft and regrow always the same, others share what is left of it."""
     known = list(dict.fromkeys([*run.arms, *run.logs, *run.mixes]))
     other = [a for a in known if a not in STYLES]
-    return {a: STYLES.get(a, 3 + other.index(a) if a in other else 0) for a in known}
+    left = [n for n in (*range(3, len(charts.SHAPES)), STYLES[REPLAY]) if n != STYLES[REPLAY] or REPLAY not in known]
+    return {a: STYLES[a] if a in STYLES else left[other.index(a) % len(left)] for a in known}
 
 
 def verdict(run: RunData) -> dict[str, Any]:

@@ -1,0 +1,24 @@
+"""Names of the models of a run, as they stand in folders, results and on the page."""
+
+from __future__ import annotations
+
+BASE = "base"
+PLAIN = "sft"
+REPLAY = "regrow"
+INTERPOLATE = "interpolate"
+AT_RATIO = "replay-"
+
+
+def at_ratio(ratio: float) -> str:
+    """The arm of a replay ratio in a sweep; that of ratio 0 is plain SFT."""
+    return f"{AT_RATIO}{ratio:g}" if ratio else PLAIN
+
+
+def ratio_in(arm: str) -> float | None:
+    """The replay ratio in an arm's name (``replay-0.05``); None for any other arm."""
+    if not arm.startswith(AT_RATIO):
+        return None
+    try:
+        return float(arm.removeprefix(AT_RATIO))
+    except ValueError:
+        return None

@@ -1,0 +1,157 @@
+"""Which replay ratio to use: several ratios of one run set against each other, and a rule on interval bounds.
+
+The rule is ours and has not been validated on a domain that was not used to make it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regrow.arms import PLAIN
+from regrow.evaluate.config import EvalConfig
+from regrow.evaluate.stats import bootstrap_means, percentile_interval, unseen_change
+from regrow.evaluate.tables import SuiteTable
+from regrow.evaluate.verdict import bounds_text
+
+RULE = "smallest-sufficient"
+UNTESTED = "a rule of ours that has not been validated on a second domain"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is compared.
+
+    Attributes:
+        ratios: Trained arm -> replay ratio; plain SFT with 0 among them.
+        margin: A difference that does not matter, in points.
+        margin_nats: The same where a suite is measured in nats per token.
+    """
+
+    ratios: dict[str, float]
+    margin: float
+    margin_nats: float
+
+
+def compare_ratios(
+    found: Sequence[SuiteTable], results: dict[str, Any], sweep: Sweep, cfg: EvalConfig, *, seed: int
+) -> dict[str, Any]:
+    """Set the arms of a sweep against each other and recommend one.
+
+    Gain and forgetting are those of ``results``: the gain suite, and the retention suite that verdicts are about.
+    A ratio *keeps* when it is shown to forget at most the margin more than every other: the upper bounds of all its
+    differences are within it. The burden of proof lies on the ratio, so that few items lead to no recommendation and
+    never to less replay; and as all differences have to pass, each may be judged at the full level (intersection-union
+    test, Berger, Technometrics 24, 1982). A ratio *learns* when the lower bound of its gain is above zero and it is
+    not shown to gain less than plain SFT by more than the margin. The rule ``smallest-sufficient`` recommends the
+    smallest ratio that does both; that several ratios are tried in turn is not corrected for. Intervals are paired,
+    over items alone: another training seed may move them.
+
+    Args:
+        found: All arms on the same items.
+        results: What `regrow.evaluate.summary.summarise` made of them.
+        sweep: Ratios and margins.
+        cfg: Resamples, confidence.
+        seed: Of the resampling.
+
+    Returns:
+        ``rule``, ``arm`` and ``ratio`` recommended (None when there is none), ``sentence``, ``notes``, ``on``
+        (``gain`` and ``forgetting``: ``suite``, ``unit``, ``margin``), and ``arms``: arm -> ``ratio``, ``gain`` and
+        ``forgetting`` (against the base, positive as named), ``above`` (what it forgets above the arm named in
+        ``than``, the one of the largest upper bound) and ``below_plain`` (gain below plain SFT's), each with
+        ``value`` and ``ci``, whether it ``keeps`` and ``learns``, and whether it is on the ``front``: no other ratio
+        has both estimates at least as good and one better.
+    """
+    out: dict[str, Any] = {"rule": RULE, "arm": None, "ratio": None, "notes": [], "arms": {}}
+    gain, lost = results["gain"], results["forgetting"]
+    missing = "gain" if not gain else "forgetting" if not lost else None
+    if missing:
+        return {**out, "sentence": f"No ratio is recommended: the {missing} was not measured."}
+    tables = {t.name: t for t in found}
+    gained, kept = (tables[next(iter(x.values()))["suite"]] for x in (gain, lost))
+    on_gain, on_lost = results["suites"][gained.name], results["suites"][kept.name]
+    less, worse = (-1.0 if on_gain["higher_is_better"] else 1.0), (-1.0 if on_lost["higher_is_better"] else 1.0)
+    margins = {"share": sweep.margin / 100, "nats": sweep.margin_nats}
+    out["on"] = {
+        what: {"suite": t.name, "unit": suite["unit"], "margin": margins.get(suite["unit"])}
+        for what, t, suite in (("gain", gained, on_gain), ("forgetting", kept, on_lost))
+    }
+    margin, given_up = out["on"]["forgetting"]["margin"], out["on"]["gain"]["margin"] or 0.0
+    arms = sorted(sweep.ratios, key=lambda a: sweep.ratios[a])
+    for arm in arms:
+        against = [{"than": a, **_paired(kept, arm, a, worse, cfg, seed)} for a in arms if a != arm]
+        above = max(against, key=lambda d: d["ci"][1])
+        below = _paired(gained, arm, PLAIN, less, cfg, seed)
+        out["arms"][arm] = {
+            "ratio": sweep.ratios[arm],
+            "gain": {k: gain[arm][k] for k in ("value", "ci")},
+            "forgetting": {k: lost[arm][k] for k in ("value", "ci")},
+            "above": above,
+            "below_plain": below,
+            "keeps": margin is not None and above["ci"][1] <= margin,
+            "learns": gain[arm]["ci"][0] > 0 and below["ci"][0] <= given_up,
+            "front": _on_front(arm, arms, gain, lost),
+        }
+    return out | _recommend(out, on_lost["n"])
+
+
+def _paired(t: SuiteTable, arm: str, other: str, sign: float, cfg: EvalConfig, seed: int) -> dict[str, Any]:
+    """``sign`` times the mean difference of two arms over the same items, with its interval."""
+    change = sign * (t.column(arm) - t.column(other))
+    draws = bootstrap_means(change, cfg.bootstrap, seed)[:, 0]
+    interval = percentile_interval(float(change.mean()), draws, cfg.confidence)
+    low, high = interval.low + 0.0, interval.high + 0.0
+    if low == high == 0 and t.unit(t.primary) == "share":
+        high = unseen_change(len(change), cfg.confidence)
+        low = -high
+    return {"value": interval.value + 0.0, "ci": [low, high]}
+
+
+def _on_front(arm: str, arms: Sequence[str], gain: dict[str, Any], lost: dict[str, Any]) -> bool:
+    mine = gain[arm]["value"], -lost[arm]["value"]
+    others = [(gain[a]["value"], -lost[a]["value"]) for a in arms]
+    return not any(o[0] >= mine[0] and o[1] >= mine[1] and o != mine for o in others)
+
+
+def _recommend(found: dict[str, Any], n: int) -> dict[str, Any]:
+    """The rule, in results and in words."""
+    arms, on = found["arms"], found["on"]
+    unit, suite = on["forgetting"]["unit"], on["forgetting"]["suite"]
+    if on["forgetting"]["margin"] is None:
+        why = f"forgetting on {suite} is measured in neither points nor nats, so there is no margin for it"
+        return {"sentence": f"No ratio is recommended: {why} ({RULE}, {UNTESTED})."}
+    shown = f"shown to forget at most {_amount(on['forgetting'])} more on {suite}"
+    less = f"shown to learn {'more than ' + _amount(on['gain']) + ' ' if on['gain']['margin'] else ''}less"
+    keeping = [f"{x['ratio']:g}" for x in arms.values() if x["keeps"]]
+    chosen = next((a for a, x in arms.items() if x["keeps"] and x["learns"]), None)
+    if chosen is None:
+        if not any(x["gain"]["ci"][0] > 0 for x in arms.values()):
+            why = "none is shown to have learned your data"
+        elif not keeping:
+            why = f"with {n} items none is {shown} than every other; more items, or a larger sweep.margin, may decide"
+        else:
+            why = (
+                f"those {shown} than any other ({', '.join(keeping)}) are not shown to learn, or are {less} than "
+                "plain fine-tuning; the chart shows what each costs"
+            )
+        return {"sentence": f"No ratio is recommended: {why} ({RULE}, {UNTESTED})."}
+    ratio = arms[chosen]["ratio"]
+    if ratio == 0:
+        text = f"No replay is needed on this data: plain fine-tuning is {shown} than any ratio tried"
+    else:
+        text = (
+            f"Use a replay ratio of {ratio:g}: the smallest {shown} than any other tried, and not {less} than plain "
+            "fine-tuning"
+        )
+    notes = []
+    low, high = arms[chosen]["forgetting"]["ci"]
+    if low > 0:
+        notes.append(f"It still forgets {bounds_text(low, high, unit)} on {suite}.")
+    if ratio == max(x["ratio"] for x in arms.values()):
+        notes.append("It is the largest ratio tried; more replay may keep more.")
+    return {"arm": chosen, "ratio": ratio, "sentence": f"{text} ({RULE}, {UNTESTED}).", "notes": notes}
+
+
+def _amount(on: dict[str, Any]) -> str:
+    return f"{100 * on['margin']:g} points" if on["unit"] == "share" else f"{on['margin']:g} nats"
