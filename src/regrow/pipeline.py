@@ -85,6 +85,18 @@ def run(recipe: Recipe, out: str | Path, *, resume: Resume = "auto") -> RunResul
         return _Chain(recipe, open_, model).go()
 
 
+def planned(recipe: Recipe) -> list[str]:
+    """The stages that a recipe will go through, in order."""
+    arms = list(recipe.arm_ratios())
+    return [
+        *("data", "suites"),
+        *(("grow", "corpus") if set(arms) - {PLAIN} else ()),
+        *(f"{stage}/{arm}" for arm in arms for stage in ("mix", "train")),
+        *(("merge/interpolate",) if INTERPOLATE in (recipe.arms or []) else ()),
+        "eval",
+    ]
+
+
 class _Chain:
     def __init__(self, recipe: Recipe, run: Run, model: ResolvedModel) -> None:
         self.recipe, self.run, self.model = recipe, run, model
@@ -95,7 +107,7 @@ class _Chain:
 
     def go(self) -> RunResult:
         recipe, run = self.recipe, self.run
-        run.plan = self.plan()
+        run.plan = planned(recipe)
         data = self.data()
         train_rows = read_back(data.path / "train.jsonl")
         heldout = read_back(data.path / "heldout.jsonl")
@@ -125,16 +137,6 @@ class _Chain:
         run.save()
         evaluated = self.evaluate(models, trained, suites, corpus)
         return self.finish(models, evaluated, corpus)
-
-    def plan(self) -> list[str]:
-        arms = list(self.recipe.arm_ratios())
-        return [
-            *("data", "suites"),
-            *(("grow", "corpus") if set(arms) - {PLAIN} else ()),
-            *(f"{stage}/{arm}" for arm in arms for stage in ("mix", "train")),
-            *(("merge/interpolate",) if INTERPOLATE in (self.recipe.arms or []) else ()),
-            "eval",
-        ]
 
     def data(self) -> StageResult:
         recipe = self.recipe

@@ -250,8 +250,8 @@ def evaluate(
     pool = next((i.meta["pool"] for i in wanted if "pool" in i.meta), None)
     results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher, judged_by=judged_by)
     if sweep is not None:
-        found = tables(flat, list(paths), higher, judged_by)
-        results["sweep"] = compare_ratios(found, results, sweep, cfg, seed=seed)
+        by_suite = tables(flat, list(paths), higher, judged_by)
+        results["sweep"] = compare_ratios(by_suite, results, sweep, cfg, seed=seed)
     results["verdict"] = verdict(results, cfg.confidence)
     results["lost_topics"] = _lost_topics(results, flat, wanted, encoder, corpus, seed)
     results["settings"] = {**cfg.model_dump(mode="json"), "seed": seed}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
     from regrow.rows.row import Row
     from regrow.train.pause import Part, Paused
-    from regrow.train.stage import TrainSummary
+    from regrow.train.summary import TrainSummary
 
 SUMMARY = "regrowth.json"
 ROWS, PLAN, ROUND = "rows.parquet", "plan.json", "round.json"

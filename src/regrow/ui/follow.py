@@ -16,10 +16,11 @@ import anyio
 from anyio.to_thread import run_sync
 
 from regrow.errors import RegrowError
+from regrow.pipeline import planned
 from regrow.recipe import load_recipe
 from regrow.report.numbers import is_number
 from regrow.runs import EVENTS
-from regrow.ui.views import corpus_of, planned, state, to_json
+from regrow.ui.views import corpus_of, state, to_json
 
 EVERY_S = 0.5
 HEARTBEAT_S = 15.0

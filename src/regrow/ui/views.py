@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from regrow.arms import BASE
 from regrow.grow.browse import Tree, open_tree
-from regrow.recipe import Recipe
 from regrow.report import charts, sections
 from regrow.report.compare import RunLine, diff_runs
 from regrow.report.items_view import OUTCOME_HELP, OUTCOMES, ItemsView, ItemView
-from regrow.report.load import BASE, RunData, arm_name
+from regrow.report.load import RunData, arm_name
 from regrow.report.mixture import UNITS
 from regrow.report.numbers import is_number
 from regrow.runs import Owner, owner, read_manifest
@@ -71,15 +71,6 @@ def _state(at_work: Owner | None, stages: Sequence[dict[str, Any]]) -> str:
 def _small(facts: dict[str, Any]) -> dict[str, Any]:
     """Numbers and short texts of a stage's facts; paths and tables are for the manifest."""
     return {k: v for k, v in facts.items() if is_number(v) or (isinstance(v, str) and len(v) < 80 and "/" not in v)}
-
-
-def planned(recipe: Recipe) -> list[str]:
-    """The stages that a recipe will go through."""
-    arms = recipe.trained_arms()
-    grown = ["grow", "corpus"] if "regrow" in arms else []
-    merged = ["merge/interpolate"] if "interpolate" in (recipe.arms or []) else []
-    trained = [f"{stage}/{arm}" for arm in arms for stage in ("mix", "train")]
-    return ["data", "suites", *grown, *trained, *merged, "eval"]
 
 
 def detail(run: RunData) -> dict[str, Any]:
