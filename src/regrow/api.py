@@ -6,7 +6,6 @@ Every function takes plain values for the usual settings and ``settings``, a dic
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ from regrow.arms import PLAIN, REPLAY, ratio_in
 from regrow.compare import compare, compare_sequence
 from regrow.data import read_data
 from regrow.errors import DataError, RunError
+from regrow.outputs import check_new, own_folder
 from regrow.pipeline import RunResult, read_items, sentence_encoder
 from regrow.pipeline import run as _run
+from regrow.preflight import check_trainable
 from regrow.recipe import Recipe, load_recipe, parse_recipe
 from regrow.runs import MANIFEST, Resume, finished_models
-from regrow.views import Evaluation, facts_html
+from regrow.views import Evaluation, facts_html, in_words
 from regrow.views import Sequence as SequenceResults
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from regrow.report.build import Report
 
 Settings = Mapping[str, Any]
+NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,13 @@ class StageSummary:
     facts: dict[str, Any]
 
     def text(self) -> str:
-        """For the terminal: one fact a line."""
-        width = max((len(k) for k in self.facts), default=0)
-        lines = [f"{self.stage}: {self.path}"]
-        for key, value in self.facts.items():
-            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-            if isinstance(value, float):
-                shown = f"{value:,.4g}"
-            lines.append(f"  {key.replace('_', ' '):<{width}}  {shown}")
-        return "\n".join(lines)
+        """For the terminal: one fact a line; settings and versions stand in the folder."""
+        told = {
+            k: v for k, v in self.facts.items() if k not in ("config", "versions", "fingerprint") and v not in NOTHING
+        }
+        width = max((len(k) for k in told), default=0)
+        lines = [f"  {key.replace('_', ' '):<{width}}  {in_words(value)}" for key, value in told.items()]
+        return "\n".join([f"{self.stage}: {self.path}", *lines])
 
     def _repr_html_(self) -> str:
         return facts_html(self.stage, self.path, self.facts)
@@ -55,8 +55,7 @@ class StageSummary:
 
 def _recipe(settings: Settings | None, **direct: Any) -> Recipe:
     given = {key.replace("__", "."): value for key, value in direct.items() if value is not None}
-    merged = {**given, **(settings or {})}
-    return parse_recipe("", file="settings", overrides=[f"{k}={json.dumps(v)}" for k, v in merged.items()])
+    return parse_recipe("", file="settings", options={**given, **(settings or {})})
 
 
 def tune(
@@ -202,7 +201,8 @@ def grow_with(recipe: Recipe, output: Path) -> StageSummary:
     """`grow` with the settings of a recipe."""
     from regrow.grow.stage import grow as stage
 
-    done = stage(recipe.grow, _model(recipe), output, seed=recipe.seed)
+    with own_folder(output, "grow"):
+        done = stage(recipe.grow, _model(recipe), output, seed=recipe.seed)
     return StageSummary("grow", output, done.to_dict())
 
 
@@ -233,15 +233,16 @@ def curate_with(recipe: Recipe, corpus: Path, output: Path, *, items: Path | Non
     """`curate` with the settings of a recipe."""
     from regrow.curate.stage import curate as stage
 
-    done = stage(
-        corpus,
-        recipe.curate,
-        output,
-        items=read_items(items) if items else [],
-        domain_rows=read_data(recipe).rows if recipe.data.path else [],
-        encoder=sentence_encoder(recipe),
-        seed=recipe.seed,
-    )
+    with own_folder(output, "curate"):
+        done = stage(
+            corpus,
+            recipe.curate,
+            output,
+            items=read_items(items) if items else [],
+            domain_rows=read_data(recipe).rows if recipe.data.path else [],
+            encoder=sentence_encoder(recipe),
+            seed=recipe.seed,
+        )
     return StageSummary("curate", output, done.to_dict())
 
 
@@ -276,15 +277,16 @@ def mix_with(recipe: Recipe, output: Path, *, corpus: Path | None) -> StageSumma
     """`mix` with the settings of a recipe."""
     from regrow.mix.stage import mix as stage
 
-    done = stage(
-        read_data(recipe).rows,
-        corpus,
-        _model(recipe).path,
-        recipe.mix,
-        output,
-        seed=recipe.seed,
-        epochs=1.0,  # one pass; `train` goes over it num_train_epochs times
-    )
+    with own_folder(output, "mix"):
+        done = stage(
+            read_data(recipe).rows,
+            corpus,
+            _model(recipe).path,
+            recipe.mix,
+            output,
+            seed=recipe.seed,
+            epochs=1.0,  # one pass; `train` goes over it num_train_epochs times
+        )
     return StageSummary("mix", output, done.to_dict())
 
 
@@ -321,9 +323,20 @@ def train(
 
 def train_with(recipe: Recipe, mixed: Path, output: Path) -> StageSummary:
     """`train` with the settings of a recipe."""
+    from regrow.train.checkpoints import other_settings
     from regrow.train.stage import train as stage
 
-    done = stage(_model(recipe).path, mixed, recipe.train, output, seed=recipe.seed)
+    found = _model(recipe)
+    check_trainable(found)
+    model = found.path
+    with own_folder(output, "train"):
+        if other_settings(output, recipe.train, model, mixed, recipe.seed):
+            raise RunError(
+                "the folder holds a training with other settings, data or model",
+                where=str(output),
+                hint="choose another folder with -o; the same command as before continues this one",
+            )
+        done = stage(model, mixed, recipe.train, output, seed=recipe.seed)
     return StageSummary("train", output, done.to_dict())
 
 
@@ -415,7 +428,7 @@ def merge(
     Args:
         models: For ``interpolate`` base and tuned; for ``residual`` base, instruct and continued base; for
             ``model-stock`` base and two or more fine-tunes. Each as in `tune`, adapters merged first.
-        output: The new model's folder; replaced when it exists.
+        output: The new model's folder; it must not be there yet, or be empty.
         method: ``interpolate``, ``residual`` or ``model-stock``.
         weight: The tuned model's share (``interpolate``, default 0.5) or the residual's scale (default 1).
 
@@ -439,10 +452,9 @@ def merge(
         raise DataError(f"{method} takes {wanted[method]}, {len(models)} were given", where="MODELS")
     if method == "model-stock" and weight is not None:
         raise DataError("model-stock finds its weight itself", where="--weight", hint="leave it out")
-    found = [resolve_model(m).path for m in models]
     out = Path(output)
-    if out.resolve() in [f.resolve() for f in found]:
-        raise DataError("the output is one of the models", where="--output", hint="name another folder")
+    check_new(out)
+    found = [resolve_model(m).path for m in models]
     if method == "interpolate":
         return interpolate(found[0], found[1], 0.5 if weight is None else weight, out)
     if method == "residual":
@@ -469,6 +481,7 @@ def export(source: str | Path, output: str | Path, *, to: str, quant: str = "f16
         from regrow.models.load import resolve_model
         from regrow.models.save import export_gguf, merge_adapter
 
+        check_new(output)
         folder = _tuned(source)
         if to == "merged":
             return merge_adapter(folder, output)

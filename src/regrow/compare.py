@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from regrow.data import read_data
 from regrow.errors import DataError
 from regrow.evaluate.config import EvalConfig
+from regrow.outputs import own_folder
 from regrow.pipeline import arms_of, read_items, sentence_encoder
 from regrow.recipe import Recipe
 
@@ -31,7 +32,8 @@ def compare(
     """
     if len(models) < 2:
         raise DataError("one model was given, at least two are compared", hint="regrow eval BEFORE AFTER -o DIR")
-    return _evaluate(recipe, dict(zip(arms_of(models), models, strict=True)), output, reuse, tokenizer)
+    with own_folder(output, "eval"):
+        return _evaluate(recipe, dict(zip(arms_of(models), models, strict=True)), output, reuse, tokenizer)
 
 
 def compare_text(models: Sequence[str], output: Path) -> str:
@@ -67,7 +69,8 @@ def compare_sequence(
     settings = {"suites": [*tasks, *suites], "gain_suites": names}
     recipe = recipe.model_copy(update={"evaluate": EvalConfig(**{**recipe.evaluate.model_dump(), **settings})})
     arms = ["base", *(f"step-{i}" for i in range(1, len(models)))]
-    results = _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
+    with own_folder(output, "eval"):
+        results = _evaluate(recipe, dict(zip(arms, models, strict=True)), output, reuse)
     higher = {name: {s["metric"]: s["higher_is_better"]} for name, s in results["suites"].items()}
     judged_by = {name: s["metric"] for name, s in results["suites"].items()}
     records = load_evaluation(output).records()

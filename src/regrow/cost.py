@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.arms import PLAIN
-from regrow.data import read_data
-from regrow.pipeline import GROW_SPARE, best_rows
+from regrow.data import read_data, split_data
+from regrow.pipeline import best_rows, grow_budget
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EVAL_TOKENS_PER_ITEM = 40
 """Tokens that one evaluation item takes, its prompt shared with others; only the estimate uses it."""
 PROBE_TOKENS = 256
+TOKEN_BYTES, TOP_BYTES = 40, 6
+"""On the disk, a grown token: itself, and each likely token stored beside it (an id and a half-precision number)."""
 
 
 @dataclass
@@ -96,11 +98,12 @@ def estimate(recipe: Recipe) -> Cost:
     from regrow.grow.stage import estimate_cost
     from regrow.mix.stage import count_tokens, replay_tokens_wanted
     from regrow.models.load import resolve_config
-    from regrow.rows.split import split_rows
+    from regrow.preflight import check_recipe
 
     model = resolve_config(recipe.model)
+    check_recipe(recipe, model)
     read = read_data(recipe)
-    train, heldout = split_rows(read.rows, recipe.data.test_size, recipe.seed)
+    train, heldout = split_data(recipe, read.rows)
     if recipe.data.quality.reference is not None:
         train = best_rows(train, recipe.data.quality)
     epochs = recipe.train.num_train_epochs
@@ -108,12 +111,11 @@ def estimate(recipe: Recipe) -> Cost:
     arms = recipe.arm_ratios()
     largest = max(arms.values(), default=0.0)
     mix = recipe.mix.model_copy(update={"replay_ratio": largest})
-    replay = grown = sampled = 0
+    replay = grown = sampled = stored = 0
     if set(arms) - {PLAIN}:
         replay = replay_tokens_wanted(train, model.path, mix, epochs=epochs)
-        cfg = recipe.grow
-        if cfg.tokens is None and cfg.dialogues is None:
-            cfg = cfg.model_copy(update={"tokens": max(1, int(replay * GROW_SPARE))})
+        cfg = grow_budget(recipe, model.path, train)
+        stored = TOKEN_BYTES + TOP_BYTES * cfg.top_logprobs
         expected = estimate_cost(cfg)
         more = 1 + recipe.regrowth.tokens / max(1, expected.kept_tokens)  # the budget of regrowth, if it is all spent
         grown, sampled = round(expected.kept_tokens * more), round(expected.sampled_tokens * more)
@@ -130,7 +132,7 @@ def estimate(recipe: Recipe) -> Cost:
         grown_tokens=grown,
         sampled_tokens=sampled,
         train_tokens=tokens,
-        disk_bytes=int(saved + checkpoint + grown * 40),
+        disk_bytes=int(saved + checkpoint + grown * stored),
         disk_free=shutil.disk_usage(Path.cwd()).free,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,12 @@ from regrow.runs import file_sha256
 
 if TYPE_CHECKING:
     from regrow.rows.readers import ReadResult
+    from regrow.rows.row import Row
 
 DEMO = "demo"
+LEAST_HELDOUT = 10
+"""With fewer held-out rows no gain can be significant: all of eight rows have to improve for p = 2/256, and several
+suites are tested at once."""
 
 
 def read_data(recipe: Recipe, folder: Path | None = None) -> ReadResult:
@@ -49,6 +54,22 @@ def read_data(recipe: Recipe, folder: Path | None = None) -> ReadResult:
         columns=cfg.columns or None,
         limit=cfg.max_rows,
     )
+
+
+def split_data(recipe: Recipe, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows to train on and those held out, as ``data.test_size`` says.
+
+    A share of few rows is no fewer than `LEAST_HELDOUT` (a quarter of the rows at most).
+
+    Raises:
+        DataError: There are too few rows for that.
+    """
+    from regrow.rows.split import split_rows
+
+    size = recipe.data.test_size
+    if isinstance(size, float) and 0 < size < 1:
+        size = max(1, round(size * len(rows)), min(LEAST_HELDOUT, len(rows) // 4))
+    return split_rows(rows, size, recipe.seed)
 
 
 def source_hash(path: str) -> dict[str, str]:

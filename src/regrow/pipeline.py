@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY
-from regrow.data import read_data, source_hash
+from regrow.data import read_data, source_hash, split_data
 from regrow.evaluate.config import AFTER_SUITES
 from regrow.progress import note
 from regrow.recipe import Recipe, dump_recipe
@@ -75,13 +75,16 @@ def run(recipe: Recipe, out: str | Path, *, resume: Resume = "auto") -> RunResul
         RegrowError: Anything the user can mend, with the place and what to do.
     """
     from regrow.models.load import resolve_config
+    from regrow.preflight import check_recipe
     from regrow.rows.writers import atomic_write_text
 
     with open_run(out, resume=resume) as open_:
         model = resolve_config(recipe.model)
         open_.manifest["model"] = {"name": model.name, "revision": model.revision, "origin": model.origin}
         open_.manifest["seed"] = recipe.seed
-        atomic_write_text(open_.path / "recipe.yaml", dump_recipe(recipe))
+        check_recipe(recipe, model)
+        if resume != "always":  # which allows no other settings than those that stand there
+            atomic_write_text(open_.path / "recipe.yaml", dump_recipe(recipe))
         return _Chain(recipe, open_, model).go()
 
 
@@ -95,6 +98,26 @@ def planned(recipe: Recipe) -> list[str]:
         *(("merge/interpolate",) if INTERPOLATE in (recipe.arms or []) else ()),
         "eval",
     ]
+
+
+def grow_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> GrowConfig:
+    """The recipe's section ``grow`` with the budget that the mix needs and the top-k that soft replay needs."""
+    from regrow.curate.config import DIALOGUE_TOKENS
+    from regrow.grow.topics import configured_topics
+    from regrow.mix.stage import replay_tokens_wanted
+
+    cfg = recipe.grow
+    if cfg.dialogues is None and cfg.tokens is None:
+        mix = recipe.mix.model_copy(update={"replay_ratio": max(recipe.arm_ratios().values())})
+        wanted = replay_tokens_wanted(train_rows, model_dir, mix, epochs=recipe.train.num_train_epochs)
+        aside = recipe.curate.holdout_tokens
+        if recipe.curate.watch_dialogues:
+            topics = len(configured_topics(cfg)) or cfg.ask_topics
+            aside += recipe.curate.watch_dialogues * topics * DIALOGUE_TOKENS
+        cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + aside})
+    if recipe.train.replay_loss == "soft" and cfg.top_logprobs == 0:
+        cfg = cfg.model_copy(update={"top_logprobs": 32})
+    return cfg
 
 
 class _Chain:
@@ -115,7 +138,9 @@ class _Chain:
         corpus = regrowth = None
         ratios = recipe.arm_ratios()
         if set(ratios) - {PLAIN}:
-            grow_cfg = self.grow_config(train_rows)
+            grow_cfg = grow_budget(recipe, self.model.path, train_rows)
+            if recipe.grow.dialogues is None and recipe.grow.tokens is None:
+                note(f"grow: {grow_cfg.tokens:,} tokens, for a replay_ratio of {max(ratios.values())}")
             grown = self.grow(grow_cfg)
             corpus = self.curate(grown, suites, data, heldout)
             if recipe.train.mixture.controller == "forgetting":
@@ -142,11 +167,12 @@ class _Chain:
         recipe = self.recipe
 
         def work(folder: Path) -> dict[str, Any]:
-            from regrow.rows.split import split_rows
+            from regrow.mix.stage import count_tokens
             from regrow.rows.writers import write_jsonl
 
             read = read_data(recipe, folder)
-            train, heldout = split_rows(read.rows, recipe.data.test_size, self.seed)
+            train, heldout = split_data(recipe, read.rows)
+            count_tokens(read.rows, self.model.path, recipe.mix)  # refuses now what the mix would refuse after growing
             whole = len(train)
             if recipe.data.quality.reference is not None:
                 train = best_rows(train, recipe.data.quality)
@@ -178,28 +204,6 @@ class _Chain:
         for key in AFTER_SUITES:
             del inputs["evaluate"][key]
         return self.run.stage("suites", inputs, work, keep=[CACHE])
-
-    def grow_config(self, train_rows: list[Row]) -> GrowConfig:
-        """The recipe's section with the budget that the mix needs."""
-        from regrow.curate.config import DIALOGUE_TOKENS
-        from regrow.grow.topics import configured_topics
-        from regrow.mix.stage import replay_tokens_wanted
-
-        cfg = self.recipe.grow
-        if cfg.dialogues is None and cfg.tokens is None:
-            largest = max(self.recipe.arm_ratios().values())
-            mix = self.recipe.mix.model_copy(update={"replay_ratio": largest})
-            epochs = self.recipe.train.num_train_epochs
-            wanted = replay_tokens_wanted(train_rows, self.model.path, mix, epochs=epochs)
-            aside = self.recipe.curate.holdout_tokens
-            if self.recipe.curate.watch_dialogues:
-                topics = len(configured_topics(cfg)) or cfg.ask_topics
-                aside += self.recipe.curate.watch_dialogues * topics * DIALOGUE_TOKENS
-            cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + aside})
-            note(f"grow: {cfg.tokens:,} tokens, for a replay_ratio of {largest}")
-        if self.recipe.train.replay_loss == "soft" and cfg.top_logprobs == 0:
-            cfg = cfg.model_copy(update={"top_logprobs": 32})
-        return cfg
 
     def grow(self, cfg: GrowConfig) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:

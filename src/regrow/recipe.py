@@ -43,7 +43,8 @@ class DataConfig(Section):
     domain: str = "domain"
     """A label for your data in logs and charts, for rows that carry none."""
     test_size: float | int = 0.1
-    """Rows held out to measure the gain: a share (below 1) or a number. They are never trained on."""
+    """Rows held out to measure the gain: a share (below 1; at least 10 rows, at most a quarter of few) or a number.
+    They are never trained on."""
     max_rows: int | None = Field(default=None, ge=2)
     """Use only the first rows, for a trial."""
     quality: QualityConfig = QualityConfig()

@@ -41,6 +41,13 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…"
 
 
+def in_words(value: Any) -> str:
+    """A value for a terminal: as `shown`, with names and values of a mapping one after the other."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {in_words(inner)}" for key, inner in value.items())
+    return shown(value)
+
+
 class Evaluation(dict[str, Any]):
     """``eval/results.json`` as a dict, shown as the head of its report.
 

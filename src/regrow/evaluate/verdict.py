@@ -29,7 +29,7 @@ def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
                 "arm": None, "notes": []}  # fmt: skip
     name = _name(arm)
     if _identical(results, arm):
-        text = f"No change: {name} does on every item as well as the base"
+        text = f"{name} does on every item as the base does"
     else:
         gained, kept = learned(results, arm), "; ".join(_kept(results, arm))
         text = f"{name} {gained}; {kept}" if gained else f"{name}: {kept}"
@@ -52,9 +52,11 @@ def main_arm(arms: list[str], sweep: dict[str, Any] | None = None) -> str | None
 
 
 def harmed(suite: dict[str, Any], arm: str) -> bool:
-    """Whether a suite shows a loss: significantly worse, and for the divergence on own dialogues more than `MOVED`."""
+    """Whether a suite shows a loss: significantly worse, or a divergence on own dialogues of more than `MOVED`."""
     diff = suite["differences"][arm]["vs_base"]
-    return diff["better"] is False and (suite["metric"] != "kl" or diff["ci"][0] > MOVED)
+    if suite["metric"] == "kl":
+        return bool(diff["ci"][0] > MOVED)
+    return diff["better"] is False
 
 
 def judged(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -149,7 +151,9 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
         floor, diff = suite["noise_floor"], suite["differences"][arm]["vs_base"]
         if floor and floor["flips"]:
             caveats.append(f"{name}: other batches alone change {floor['flips']} of {floor['n']} results of the base.")
-        if diff["mdd"] and not diff["significant"] and not suite["selected"]:
+        if suite["unit"] != "share" and 2 ** (1 - suite["n"]) * len(suites) > 1 - confidence:
+            caveats.append(f"{name}: {suite['n']} items are too few for any difference to count as significant.")
+        elif diff["mdd"] and not diff["significant"] and not suite["selected"]:
             size = _amount(diff["mdd"], suite["unit"])
             seen = f"{suite['n']} items find a difference of {size} with 80 % power"
             caveats.append(f"{name}: {seen}; a smaller one may go unseen.")
@@ -159,8 +163,9 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
 def _measured(name: str, suite: dict[str, Any], arm: str, sure: str) -> str:
     diff = suite["differences"][arm]["vs_base"]
     word = {True: "better", False: "worse", None: "no significant change"}[diff["better"]]
-    if suite["metric"] == "kl" and not harmed(suite, arm):
-        word = "close to the base"
+    if suite["metric"] == "kl":
+        low, high = diff["ci"]
+        word = "worse" if low > MOVED else ("close to the base" if high <= MOVED else "somewhat off the base")
     told = f"{name} ({suite['n']} items): {word}, {_span(diff['ci'], suite['unit'])} of {_metric(suite)}, {sure}"
     if arm != PLAIN and PLAIN in suite["differences"]:
         told += f"; plain SFT {_span(suite['differences'][PLAIN]['vs_base']['ci'], suite['unit'])}"

@@ -7,6 +7,7 @@ load_dataset("DIR", "nodes")["train"]   # every node, dropped ones too
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -251,11 +252,15 @@ def _write(path: Path, rows: Iterator[dict[str, Any]], schema: Any) -> None:
 def card(facts: Mapping[str, Any]) -> str:
     """The dataset card: YAML that `datasets` reads, then what was grown and how."""
     counts = facts["counts"]
+    # `datasets` caches a folder by its name and these lines, so without a version of its own a second folder called
+    # "corpus", or this one grown on, would be read as the first.
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    version = f"version: 0.0.{int.from_bytes(digest.digest()[:4])}"
     lines = [
         "---",
         "configs:",
-        "- {config_name: default, default: true, data_files: [{split: train, path: dialogues.parquet}]}",
-        "- {config_name: nodes, data_files: [{split: train, path: nodes.parquet}]}",
+        f"- {{config_name: default, default: true, {version}, data_files: [{{split: train, path: {DIALOGUES}}}]}}",
+        f"- {{config_name: nodes, {version}, data_files: [{{split: train, path: {NODES}}}]}}",
         "tags: [regrow, synthetic, replay]",
         "---",
         "",

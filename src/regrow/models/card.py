@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
 
 def escape(text: object) -> str:
     """Any value as plain one-line Markdown: nothing of it becomes markup, HTML or a table cell's end."""
@@ -22,7 +20,7 @@ def write_model_card(folder: str | Path, facts: Mapping[str, Any]) -> Path:
 
     Args:
         folder: The model's folder.
-        facts: All optional. ``base_model`` (name), ``license``, ``language`` (str or list), ``datasets`` (list of hub
+        facts: All optional. ``base_model`` (name), ``origin`` (``hub`` when that is its name on the hub), ``license``, ``language`` (str or list), ``datasets`` (list of hub
             names), ``arm``, ``summary`` (one sentence); ``replay``, ``gain``, ``forgetting``, ``training``,
             ``versions`` (mappings or lists of mappings, shown as tables; a number may be a mapping with ``value`` (or
             ``mean``), ``low`` and ``high``, the 95 % interval); ``recipe`` (YAML text). Other keys are shown at the
@@ -42,7 +40,7 @@ def write_model_card(folder: str | Path, facts: Mapping[str, Any]) -> Path:
         "pipeline_tag": "text-generation",
         "tags": ["regrow", "replay"],
     }
-    if HUB_NAME.fullmatch(base):
+    if facts.get("origin") == "hub":  # a local folder may have the name of somebody's model there
         header["base_model"] = base
     for key in ("license", "language", "datasets"):
         if facts.get(key):
@@ -51,11 +49,13 @@ def write_model_card(folder: str | Path, facts: Mapping[str, Any]) -> Path:
     parts = [f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---", f"# {title}"]
     if facts.get("summary"):
         parts.append(escape(facts["summary"]))
-    mixed = (
-        "new data mixed with replay data that the base model wrote itself" if facts.get("replay") else "new data only"
-    )
+    mixed = "new data only"
+    if replay := facts.get("replay"):
+        mixed = "new data mixed with replay data that the base model wrote itself"
+        if str(replay.get("engine", "")).startswith("dummy"):
+            mixed = "new data mixed with random words of the dummy engine, which protect nothing (a trial run)"
     parts.append(f"Trained with Regrow {__version__}: {mixed}.")
-    done = {"base_model", "license", "language", "datasets", "arm", "summary", "recipe"}
+    done = {"base_model", "origin", "license", "language", "datasets", "arm", "summary", "recipe"}
     for key, heading in SECTIONS.items():
         done.add(key)
         if facts.get(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,39 @@ def _read_config(folder: Path, where: str) -> dict[str, Any]:
     return config
 
 
-def _check_code(config: dict[str, Any], trust_remote_code: bool, where: str) -> None:
-    if trust_remote_code or not config.get("auto_map"):
-        return
+def own_code(folder: Path) -> bool:
+    """Whether the model of a folder cannot be loaded without Python code that lies in it."""
+    return _needs_code(_read_config(folder, str(folder)))
+
+
+def _needs_code(config: dict[str, Any]) -> bool:
+    if not config.get("auto_map"):
+        return False
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     # Many models on the hub still carry code from before transformers knew them; those load without it.
-    if config["model_type"] in CONFIG_MAPPING_NAMES:
+    return config["model_type"] not in CONFIG_MAPPING_NAMES
+
+
+def check_whole(info: Mapping[str, Any], where: Path) -> None:
+    """Refuse a model of which transformers did not find all weights: it fills up what is missing with random numbers.
+
+    Args:
+        info: What ``from_pretrained(output_loading_info=True)`` gives.
+        where: For the error.
+
+    Raises:
+        ModelError: Names the weights.
+    """
+    missing = sorted(info["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise ModelError(f"the files lack weights of the model: {missing[0]}{more}", where=str(where),
+                         hint="Get the whole model again; a part of it cannot be used.")  # fmt: skip
+
+
+def _check_code(config: dict[str, Any], trust_remote_code: bool, where: str) -> None:
+    if trust_remote_code or not _needs_code(config):
         return
     raise ModelError(
         f"the architecture '{config['model_type']}' is code in the model's folder, which is not run unasked",

@@ -30,9 +30,6 @@ class ModelConfig(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub repository; None takes the default branch. Refused for anything that is not on
     the hub."""
-    dtype: Dtype = "auto"
-    """Number format of the weights in memory. `auto`: float32 on a CPU (bf16 is slower there), bfloat16 on a GPU that
-    has it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off, because such code can do anything to your machine."""
     turns: ManualTurns | None = None

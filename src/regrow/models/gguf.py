@@ -9,6 +9,7 @@ from typing import Any
 from regrow import progress
 from regrow.errors import ModelError
 from regrow.models.cache import build_once, cache_dir, sha256_file
+from regrow.models.check import check_whole
 
 LAYOUT = 1
 """Raised when `_convert` writes something else than before, so that folders in old caches are not taken for new
@@ -113,7 +114,9 @@ def _convert(path: Path, folder: Path) -> None:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             bar.advance(step="tokenizer")
-            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
             bar.advance(step="weights")
         except (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
             raise ModelError(
@@ -121,6 +124,7 @@ def _convert(path: Path, folder: Path) -> None:
                 where=str(path),
                 hint="Use the model's original safetensors folder instead.",
             ) from error
+        check_whole(info, path)
         # The weights are plain float32 now, but transformers still calls the model quantised and refuses to save or
         # train it.
         del model.config.quantization_config

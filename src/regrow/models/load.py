@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.errors import ModelError
 from regrow.models.cache import MARKER, build_once, cache_dir, sha256_file
-from regrow.models.check import check_folder, is_adapter
+from regrow.models.check import check_folder, check_whole, is_adapter
 from regrow.models.config import Dtype, ModelConfig
 from regrow.models.embedded import SMOLLM2, fetch_embedded
 from regrow.models.gguf import convert_gguf
@@ -296,12 +296,13 @@ def load_model(
         bf16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
         dtype = "bfloat16" if bf16 else "float32"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             str(path),
             dtype=getattr(torch, dtype),
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise ModelError(
@@ -309,6 +310,7 @@ def load_model(
             where=str(path),
             hint=f"Its config names {_architecture(path)}; Regrow needs a causal language model.",
         ) from error
+    check_whole(info, path)
     return model.to(device).eval()
 
 

@@ -32,6 +32,7 @@ def model_facts(run_dir: str | Path, arm: str) -> dict[str, Any]:
     model = run.manifest.get("model") or {}
     if model.get("name"):
         facts["base_model"] = str(model["name"])
+        facts["origin"] = str(model.get("origin"))
     if run.results is not None:
         told = run.results.get("verdict") or {}
         if told.get("arm") == arm and told.get("sentence"):
@@ -43,6 +44,7 @@ def model_facts(run_dir: str | Path, arm: str) -> dict[str, Any]:
     if arm not in (PLAIN, INTERPOLATE) and (corpus := load_corpus(run)) is not None:
         facts["replay"] = {
             "grown from": str(model.get("name") or "the base model"),
+            "engine": str((run.stage("grow").get("facts") or {}).get("engine") or "unknown"),
             "revision": str(model.get("revision") or "unknown"),
             "topics": len(corpus.trees),
             "turns kept": corpus.n_kept,

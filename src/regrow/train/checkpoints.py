@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from regrow.mix.mixtures import WATCHED
 from regrow.progress import note
 from regrow.train.config import TrainConfig
 from regrow.train.launch import identity
+from regrow.train.summary import SUMMARY
 
 MARKER = "regrow.json"
 _NOT_IN_FINGERPRINT = {
@@ -113,6 +114,18 @@ def newest_complete(root: Path, fingerprint: str, *, quiet: bool = False) -> Pat
         if not quiet:
             note(f"{folder}: not resumed from, {problem}")
     return None
+
+
+def other_settings(out: Path, cfg: TrainConfig, model_dir: Path, mix_dir: Path, seed: int) -> bool:
+    """Whether ``out`` holds a training, finished or not, and all that is there was made with other settings."""
+    mix_file = mix_dir / "train.parquet"
+    if not mix_file.is_file():
+        return False
+    complete = (f for f in _by_step(out / "checkpoints") if why_incomplete(f) is None)
+    found = [read_marker(f)["fingerprint"] for f in complete]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found.append(json.loads((out / SUMMARY).read_text(encoding="utf-8"))["fingerprint"])
+    return bool(found) and fingerprint(cfg, model_dir, mix_file, seed) not in found
 
 
 def keep_newest(root: Path, limit: int) -> None:

@@ -328,11 +328,19 @@ def _load(model_dir: Path, cfg: TrainConfig, *, bf16: bool) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from regrow.models.check import check_whole
+
     dtype = torch.bfloat16 if bf16 and cfg.method == "lora" else torch.float32
     chosen = {} if cfg.attn_implementation is None else {"attn_implementation": cfg.attn_implementation}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **chosen
+        model, info = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **chosen,
         )
     except (ValueError, ImportError) as err:
         if chosen:
@@ -342,6 +350,8 @@ def _load(model_dir: Path, cfg: TrainConfig, *, bf16: bool) -> PreTrainedModel:
         raise ModelError(f"the model does not load: {err}", where=str(model_dir)) from err
     except OSError as err:
         raise ModelError(f"the model does not load: {err}", where=str(model_dir)) from err
+    check_whole(info, model_dir)
+    return model
 
 
 def _lora(cfg: TrainConfig) -> Any:

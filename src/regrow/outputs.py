@@ -1,0 +1,96 @@
+"""The folder that a command writes to: new, empty or its own, and one process at a time.
+
+A stage inside a run has the run's folder and lock (`regrow.runs`); this is for stages that are called on their own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from regrow.errors import RegrowError, RunError
+
+MARK = ".regrow.json"
+"""Says which command a folder belongs to. Hidden, so that `datasets` and transformers do not see it."""
+LOCK = ".lock"
+
+
+@contextmanager
+def own_folder(path: Path, command: str) -> Iterator[None]:
+    """Hold ``path`` for a command: nobody else's files are in it, and no other process writes to it.
+
+    Args:
+        path: Made when it is not there; taken away again when the command ends at an error before it wrote anything.
+        command: ``grow``, ``mix``, ...; the same command may come back to its folder.
+
+    Raises:
+        RunError: It is a file, it holds files that ``command`` did not make, or a process works in it.
+    """
+    from filelock import FileLock, Timeout
+
+    check_own(path, command)
+    new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError("another process works in this folder", where=str(path),
+                       hint="wait for it, or choose another folder with -o") from error  # fmt: skip
+    except OSError as error:
+        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    bare = False
+    try:
+        (path / MARK).write_text(json.dumps({"made_by": f"regrow {command}"}) + "\n", encoding="utf-8")
+        yield
+    except RegrowError:
+        bare = all(p.name in (MARK, LOCK) for p in path.iterdir())
+        raise
+    finally:
+        if bare:
+            (path / MARK).unlink(missing_ok=True)
+            (path / LOCK).unlink(missing_ok=True)
+        lock.release()
+        if bare and new:
+            with suppress(OSError):  # something else lies there by now
+                path.rmdir()
+
+
+def check_own(path: Path, command: str) -> None:
+    """Refuse a folder that holds what ``command`` did not make.
+
+    Raises:
+        RunError: See `own_folder`.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError("this is a file, a folder is needed", where=str(path))
+    if not path.is_dir() or all(p.name == LOCK for p in path.iterdir()):
+        return
+    maker = _maker(path)
+    if maker is None:
+        raise RunError(f"the output folder is not empty and was not made by `regrow {command}`", where=str(path),
+                       hint="choose another folder with -o")  # fmt: skip
+    if maker != f"regrow {command}":
+        raise RunError(f"the folder holds the output of `{maker}`", where=str(path),
+                       hint="choose another folder with -o")  # fmt: skip
+
+
+def check_new(path: Path) -> None:
+    """Refuse a place where something is already.
+
+    Raises:
+        RunError: ``path`` is a file or a folder with something in it.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunError("there is something already", where=str(path),
+                       hint="choose another place with -o, or remove it first")  # fmt: skip
+
+
+def _maker(path: Path) -> str | None:
+    try:
+        found = json.loads((path / MARK).read_text(encoding="utf-8"))["made_by"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(found)

@@ -1,0 +1,60 @@
+"""What would stop a run late, looked at before anything is spent."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from regrow.arms import PLAIN
+from regrow.errors import ModelError
+from regrow.recipe import Recipe
+
+if TYPE_CHECKING:
+    from regrow.models.load import ResolvedModel
+
+
+def check_recipe(recipe: Recipe, model: ResolvedModel) -> None:
+    """Check what training and evaluation would refuse after the corpus is grown.
+
+    The arguments of the trainer and its trackers, the files of suites, whether the chat template can be split into
+    turns, and whether the architecture is one that can be trained.
+
+    Raises:
+        RegrowError: Names the place.
+    """
+    from regrow.evaluate.suites.local import read_local
+    from regrow.evaluate.suites.recipe import read_recipe
+    from regrow.models.load import load_tokenizer
+    from regrow.models.turns import derive_turns
+    from regrow.train.arguments import check_trackers, make_arguments
+
+    check_trainable(model)
+    for name in recipe.evaluate.suites:
+        kind, _, rest = name.partition(":")
+        if kind == "file":
+            read_local(rest)
+        elif kind == "recipe":
+            read_recipe(rest)
+    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+    if tokenizer.chat_template and set(recipe.arm_ratios()) - {PLAIN}:
+        derive_turns(tokenizer)
+    check_trackers(recipe.train)
+    with tempfile.TemporaryDirectory() as nowhere:
+        make_arguments(recipe.train, Path(nowhere) / "checkpoints", recipe.seed)
+
+
+def check_trainable(model: ResolvedModel) -> None:
+    """Refuse a model whose architecture is code in its folder: growing runs it when asked to, training does not.
+
+    Raises:
+        ModelError: It is one.
+    """
+    from regrow.models.check import own_code
+
+    if own_code(model.path):
+        raise ModelError(
+            "the architecture is code in the model's folder, which training and evaluation do not run",
+            where=model.name,
+            hint="`regrow grow` can grow a corpus out of it (model.trust_remote_code: true); train it elsewhere.",
+        )
