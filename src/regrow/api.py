@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from regrow.report.build import Report
 
 Settings = Mapping[str, Any]
+UNTOLD = ("config", "versions", "fingerprint")
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -42,9 +43,7 @@ class StageSummary:
 
     def text(self) -> str:
         """For the terminal: one fact a line; settings and versions stand in the folder."""
-        told = {
-            k: v for k, v in self.facts.items() if k not in ("config", "versions", "fingerprint") and v not in NOTHING
-        }
+        told = {k: v for k, v in self.facts.items() if k not in UNTOLD and v not in NOTHING}
         width = max((len(k) for k in told), default=0)
         lines = [f"  {key.replace('_', ' '):<{width}}  {in_words(value)}" for key, value in told.items()]
         return "\n".join([f"{self.stage}: {self.path}", *lines])
@@ -233,16 +232,15 @@ def curate_with(recipe: Recipe, corpus: Path, output: Path, *, items: Path | Non
     """`curate` with the settings of a recipe."""
     from regrow.curate.stage import curate as stage
 
-    with own_folder(output, "curate"):
-        done = stage(
-            corpus,
-            recipe.curate,
-            output,
-            items=read_items(items) if items else [],
-            domain_rows=read_data(recipe).rows if recipe.data.path else [],
-            encoder=sentence_encoder(recipe),
-            seed=recipe.seed,
-        )
+    done = stage(
+        corpus,
+        recipe.curate,
+        output,
+        items=read_items(items) if items else [],
+        domain_rows=read_data(recipe).rows if recipe.data.path else [],
+        encoder=sentence_encoder(recipe),
+        seed=recipe.seed,
+    )
     return StageSummary("curate", output, done.to_dict())
 
 

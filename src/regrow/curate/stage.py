@@ -24,7 +24,7 @@ from regrow.curate.passes import (
     hold_out,
     watch,
 )
-from regrow.curate.write import replace_folder, write_curated
+from regrow.curate.write import check_replaceable, replace_folder, write_curated
 from regrow.errors import DataError
 from regrow.evaluate.items import Item
 from regrow.grow.corpus import WATCHED, Dialogue, read_dialogues, write_dialogues
@@ -98,6 +98,7 @@ def curate(
         RecipeError: A setting needs an encoder and there is none.
         RunError: There is no corpus, or ``out`` holds something else.
     """
+    check_replaceable(out, SUMMARY)
     forest = Forest(corpus_dir)
     vectors = Vectors(forest, encoder)
     drop_low_quality(forest, cfg)

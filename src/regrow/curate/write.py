@@ -18,6 +18,18 @@ COPIED = ("trees.json",)
 """Files of a corpus that curation does not change."""
 
 
+def check_replaceable(out: Path, marker: str) -> None:
+    """Refuse a folder that is neither empty nor an earlier result.
+
+    Raises:
+        RunError: ``out`` is a file, or holds something and not the file ``marker``.
+    """
+    if out.exists() and not out.is_dir():
+        raise RunError("this is a file, a folder is needed", where=str(out))
+    if out.is_dir() and any(out.iterdir()) and not (out / marker).is_file():
+        raise RunError("the output folder is not empty", where=str(out), hint="give a new folder, or empty this one")
+
+
 @contextmanager
 def replace_folder(out: Path, *, marker: str) -> Iterator[Path]:
     """Yield an empty folder beside ``out``; when the block ends well, it takes the place of ``out``.
@@ -28,8 +40,7 @@ def replace_folder(out: Path, *, marker: str) -> Iterator[Path]:
     Raises:
         RunError: ``out`` holds something else.
     """
-    if out.exists() and any(out.iterdir()) and not (out / marker).is_file():
-        raise RunError("the output folder is not empty", where=str(out), hint="give a new folder, or empty this one")
+    check_replaceable(out, marker)
     fresh, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)

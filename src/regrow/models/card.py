@@ -20,11 +20,11 @@ def write_model_card(folder: str | Path, facts: Mapping[str, Any]) -> Path:
 
     Args:
         folder: The model's folder.
-        facts: All optional. ``base_model`` (name), ``origin`` (``hub`` when that is its name on the hub), ``license``, ``language`` (str or list), ``datasets`` (list of hub
-            names), ``arm``, ``summary`` (one sentence); ``replay``, ``gain``, ``forgetting``, ``training``,
-            ``versions`` (mappings or lists of mappings, shown as tables; a number may be a mapping with ``value`` (or
-            ``mean``), ``low`` and ``high``, the 95 % interval); ``recipe`` (YAML text). Other keys are shown at the
-            end.
+        facts: All optional. ``base_model`` (name), ``origin`` (``hub`` when that is its name there), ``license``,
+            ``language`` (str or list), ``datasets`` (list of hub names), ``arm``, ``summary`` (one sentence);
+            ``replay``, ``gain``, ``forgetting``, ``training``, ``versions`` (mappings or lists of mappings, shown as
+            tables; a number may be a mapping with ``value`` (or ``mean``), ``low`` and ``high``, the 95 % interval);
+            ``recipe`` (YAML text). Other keys are shown at the end.
 
     Returns:
         The path of the card.
