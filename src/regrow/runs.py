@@ -426,7 +426,8 @@ def owner(path: Path) -> Owner | None:
 def _read_owner(path: Path) -> Owner | None:
     try:
         told = json.loads((path / OWNER).read_text(encoding="utf-8"))
-        return Owner(int(told["pid"]), str(told["host"]), str(told["since"]))
+        found = Owner(int(told["pid"]), str(told["host"]), str(told["since"]))
+        return found if found.pid > 0 else None  # to a signal, 0 and below are whole groups of processes
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -115,6 +115,14 @@ def test_the_number_of_a_dead_process_says_nothing(tmp_path: Path) -> None:
     assert owner(tmp_path / "run") is None
 
 
+@pytest.mark.parametrize("pid", [0, -1])
+def test_a_group_of_processes_owns_no_run(tmp_path: Path, pid: int) -> None:
+    with open_run(tmp_path / "run"):
+        told = json.loads((tmp_path / "run/.owner.json").read_text())
+        (tmp_path / "run/.owner.json").write_text(json.dumps({**told, "pid": pid}))
+        assert owner(tmp_path / "run") is None
+
+
 def test_a_torn_line_does_not_swallow_the_next_event(tmp_path: Path) -> None:
     with open_run(tmp_path / "run"):
         pass
