@@ -135,7 +135,7 @@ def check_safetensors(file: Path) -> None:
             )
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         try:
-            header = json.loads(handle.read(length)) if length < size else None
+            header = json.loads(handle.read(length) if length < size else "")
             ends = [int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__"]
         except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError) as error:
             raise ModelError(
