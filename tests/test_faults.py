@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from types import ModuleType
 import pytest
 
 from regrow.cli import build_app
-from regrow.errors import DataError, ModelError
+from regrow.errors import DataError, ModelError, RegrowError
 from regrow.runs import open_run, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +76,27 @@ def test_damaged_files_are_read_or_refused_in_words(faults: ModuleType) -> None:
         found = faults.fuzz(target, 25, seed=1)
         assert found.failed == []
         assert found.refused > 0, f"{target.name}: no damage was noticed"
+
+
+def test_damage_that_was_found_and_mended(faults: ModuleType) -> None:
+    """Deep nesting, a renamed column, an entry of the weights without its place: each was a traceback once."""
+    deep, targets = b"[" * 3000, {t.name: t for t in faults.TARGETS}
+    cases = {
+        "ledger of scores": lambda raw: raw.replace(b'{"acc"', deep + b'{"acc"', 1),
+        "items of a suite": lambda raw: deep + raw,
+        "recipe of a suite": lambda raw: raw + b"\nx: " + deep,
+        "manifest of a run": lambda raw: deep + raw,
+        "config of a model": lambda raw: deep + raw,
+        "corpus, nodes": lambda raw: raw.replace(b"parent", b"p`rent"),
+        "corpus, dialogues": lambda raw: raw.replace(b"n_tokens", b"n_uokens"),
+        "weights, .safetensors": lambda raw: raw.replace(b"data_offsets", b"data_offsetz", 1),
+    }
+    for name, damage in cases.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = targets[name].make(Path(folder) / "x", 0)
+            path.write_bytes(damage(path.read_bytes()))
+            with pytest.raises(RegrowError):
+                targets[name].read(path)
 
 
 def test_the_clock_goes_backwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

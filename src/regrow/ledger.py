@@ -57,7 +57,7 @@ class Ledger:
                 entry = json.loads(line)
                 key = (entry["pass"], entry["item"])
                 value = entry["value"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise RunError(
                     f"the file of results is damaged: {error}",
                     where=f"{path}:{number}",

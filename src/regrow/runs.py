@@ -278,7 +278,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RunError("this is not a run folder: it has no manifest.json", where=str(path))
     try:
         manifest: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"the manifest is damaged: {error}",
             where=str(file),

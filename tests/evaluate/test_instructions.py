@@ -40,7 +40,15 @@ CASES: dict[str, tuple[dict, list[str], list[str]]] = {
     "json_keys": (
         {"keys": ["a", "b"]},
         ['{"b": 1, "a": null}'],
-        ['```json\n{"a": 1, "b": 2}\n```', '{"a": 1}', '{"a": 1, "b": 2, "c": 3}', "[]", "{'a': 1, 'b': 2}", '"ab"'],
+        [
+            "[" * 99_999,
+            '```json\n{"a": 1, "b": 2}\n```',
+            '{"a": 1}',
+            '{"a": 1, "b": 2, "c": 3}',
+            "[]",
+            "{'a': 1, 'b': 2}",
+            '"ab"',
+        ],
     ),
     "starts_with": ({"phrase": "In short:"}, ["In short: yes"], ["in short: yes", "Well. In short: yes"]),
     "ends_with": ({"phrase": "That is all."}, ["Yes. That is all."], ["That is all. Yes", "that is all."]),

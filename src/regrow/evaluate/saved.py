@@ -38,7 +38,7 @@ class Saved:
                 for number, line in enumerate(f, 1):
                     try:
                         out.append(Record(**json.loads(line)))
-                    except (ValueError, TypeError) as error:
+                    except (ValueError, TypeError, RecursionError) as error:
                         raise RunError(f"not a record: {error}", where=f"{path}:{number}", hint=_REDO) from error
         except OSError as error:
             raise RunError(error.strerror or str(error), where=str(path), hint=_REDO) from error
@@ -58,7 +58,7 @@ def load_evaluation(folder: Path) -> Saved:
         raise RunError("this folder has no finished evaluation", where=str(folder), hint="regrow run finishes a run")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RunError(f"cannot be read: {error}", where=str(path), hint=_REDO) from error
     keys = ("arms", "suites", "gain", "remaining", "settings")
     whole = isinstance(results, dict) and all(k in results for k in keys)

@@ -133,7 +133,8 @@ def _dialogue_schema() -> Any:
     )
 
 
-def _rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def _rows(path: Path, columns: Sequence[str] | None, known: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a file of ours with columns out of ``known``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -141,9 +142,13 @@ def _rows(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]
         raise RunError("no corpus is here", where=str(path), hint="`regrow grow` makes one")
     try:
         file = pq.ParquetFile(path)
+        if strange := sorted(set(file.schema_arrow.names) - set(known)):
+            raise RunError(
+                f"the file is damaged: it has a column '{strange[0]}'", where=str(path), hint="grow or curate again"
+            )
         for batch in file.iter_batches(batch_size=_GROUP, columns=list(columns) if columns else None):
             yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(f"the file is damaged: {error}", where=str(path), hint="grow or curate again") from error
 
 
@@ -158,13 +163,18 @@ def read_nodes(folder: Path, columns: Sequence[str] | None = None) -> Iterator[N
         RunError: There is no corpus, or it is damaged.
     """
     blank: dict[str, Any] = dict.fromkeys(Node.__dataclass_fields__)
-    for row in _rows(folder / NODES, columns):
+    for row in _rows(folder / NODES, columns, list(blank)):
         yield Node(**(blank | row))
 
 
 def read_dialogues(folder: Path, name: str = DIALOGUES) -> list[Dialogue]:
     """All dialogues (or those of `WATCHED`), in the order of their ids. Raises RunError as `read_nodes`."""
-    return [Dialogue(**row) for row in _rows(folder / name, None)]
+    rows = _rows(folder / name, None, list(Dialogue.__dataclass_fields__))
+    try:
+        return [Dialogue(**row) for row in rows]
+    except TypeError as error:
+        raise RunError("the file is damaged: a column is missing", where=str(folder / name),
+                       hint="grow or curate again") from error  # fmt: skip
 
 
 def write_dialogues(path: Path, dialogues: Iterable[Dialogue]) -> None:

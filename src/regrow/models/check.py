@@ -64,7 +64,7 @@ def _read_config(folder: Path, where: str) -> dict[str, Any]:
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"config.json is not valid JSON: {error}", where=str(file)) from error
     if not isinstance(config, dict) or not config.get("model_type"):
         raise ModelError(
@@ -119,7 +119,7 @@ def _check_weights(folder: Path, where: str) -> None:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ModelError(
                 "the index of the weights is broken", where=str(index), hint="Download the model again."
             ) from error
@@ -162,12 +162,12 @@ def check_safetensors(file: Path) -> None:
             )
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         try:
-            header = json.loads(handle.read(length)) if length < size else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise ModelError("not a readable safetensors file", where=str(file), hint="Download the model again.")
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            header = json.loads(handle.read(length) if length < size else "")
+            ends = [int(entry["data_offsets"][1]) for key, entry in header.items() if key != "__metadata__"]
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+            raise ModelError(
+                "not a readable safetensors file", where=str(file), hint="Download the model again."
+            ) from error
     wanted = 8 + length + max(ends, default=0)
     if size != wanted:
         raise ModelError(

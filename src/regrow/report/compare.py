@@ -96,7 +96,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     """The recipe's keys with dots; empty where there is none or it is no mapping."""
     try:
         data = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return flatten(data) if isinstance(data, dict) else {}
 

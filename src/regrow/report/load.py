@@ -82,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RunError(f"cannot be read: {error}", where=str(path), hint=_REDO) from error
     if not isinstance(value, dict):
         raise RunError(f"a JSON object was expected, found {type(value).__name__}", where=str(path), hint=_REDO)
@@ -110,7 +110,7 @@ def read_jsonl(path: Path, *, torn_end: bool = False) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if torn_end and number == len(lines):
                 break
             raise RunError(f"broken JSON: {error}", where=f"{path}:{number}", hint=_REDO) from error

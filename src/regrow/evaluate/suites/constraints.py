@@ -56,7 +56,7 @@ def _json_keys(text: str, keys: Sequence[str]) -> bool:
     """One JSON object with these keys and no other; a Markdown fence around it is not JSON."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and sorted(value) == sorted(keys)
 

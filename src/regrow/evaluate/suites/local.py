@@ -75,7 +75,7 @@ def read_local(path: str | Path) -> list[Item]:
 def _item(line: str, suite: str, number: int, where: str) -> Item:
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}", where=where) from error
     if not isinstance(data, dict):
         raise DataError("expected a JSON object", where=where)

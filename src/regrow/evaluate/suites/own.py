@@ -24,7 +24,7 @@ def read_own(path: str | Path) -> list[Item]:
         for number, line in enumerate(f, 1):
             try:
                 item = Item(**json.loads(line))
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(f"not an evaluation item: {error}", where=f"{path}:{number}") from error
             if item.kind != "dialogue":
                 raise DataError(f"an item of kind '{item.kind}', expected dialogue", where=f"{path}:{number}")

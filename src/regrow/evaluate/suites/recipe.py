@@ -93,7 +93,7 @@ def read_recipe(path: str | Path) -> list[Item]:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(p) for p in first["loc"]) or "the file"
         raise DataError(f"{key}: {first['msg'].removeprefix('Value error, ')}", where=str(path)) from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"not valid YAML: {error}", where=str(path)) from error
     scenario = Path(recipe.scenario)
     items = read_local(scenario if scenario.is_absolute() else path.parent / scenario)
