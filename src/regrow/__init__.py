@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PROBES = ("probe_domains", "probe_mastery", "probe_min_k", "probe_skills")
+_PROBES = ("probe_domains", "probe_mastery", "probe_min_k")
 __all__ = [
     "__version__",
     "curate",
@@ -23,7 +23,6 @@ __all__ = [
     "probe_domains",
     "probe_mastery",
     "probe_min_k",
-    "probe_skills",
     "report",
     "run",
     "sweep",
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
         train,
         tune,
     )
-    from regrow.probing import probe_domains, probe_mastery, probe_min_k, probe_skills
+    from regrow.probing import probe_domains, probe_mastery, probe_min_k
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`regrow sweep` on a tiny model: real files, real processes."""
+"""`regrow sweep` on a tiny model, from the command line to the page."""
 
 from __future__ import annotations
 
@@ -13,24 +13,35 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from regrow.chat import models_of
+from regrow.cli import build_app
 from regrow.cost import estimate
 from regrow.errors import RecipeError, RunError
 from regrow.pipeline import run
 from regrow.recipe import load_recipe, parse_recipe
 from regrow.runs import read_manifest
-from tests.pipeline.test_run import RECIPE
 
 ARMS = {"sft": 0.0, "replay-0.1": 0.1, "replay-0.3": 0.3}
 
 
+RECIPE = """
+seed: 3
+model: {{ model_name_or_path: "{model}" }}
+data: {{ path: "{data}", test_size: 8 }}
+grow: {{ engine: dummy, encoder: none, turns: 1, topics: [rivers, birds] }}
+curate: {{ dedup_method: minhash, embedding_threshold: null, holdout_dialogues: 4 }}
+train: {{ num_train_epochs: 1, learning_rate: 1.0e-3, replay_loss: hard }}
+evaluate: {{ suites: [own-dialogues, heldout], generate_samples: 0, bootstrap: 200, noise_floor: false }}
+"""
+
+
 def command(folder: Path, out: Path, *more: str) -> list[str]:
     """The command as a user types it; the recipe holds what makes it small."""
-    code = "from regrow.cli import main; main()"
     files = ["--recipe", str(folder / "small.yaml"), "-o", str(out)]
     model = load_recipe(folder / "small.yaml").model.model_name_or_path
-    return [sys.executable, "-c", code, "sweep", model, str(folder / "mine.jsonl"), *files, *more]
+    return ["sweep", model, str(folder / "mine.jsonl"), *files, *more]
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +52,15 @@ def folder(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         for i in range(48)
     ]
     (made / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text = RECIPE.format(model=tiny_model_dir, data=made / "mine.jsonl").replace("dialogues: 24, ", "")
-    (made / "small.yaml").write_text(text)
+    (made / "small.yaml").write_text(RECIPE.format(model=tiny_model_dir, data=made / "mine.jsonl"))
     return made
 
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> tuple[Path, str]:
     out = folder / "run"
-    done = subprocess.run(
-        command(folder, out, "--replay-ratios", "0.3,0,0.1"), capture_output=True, text=True, env={**os.environ}
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = CliRunner().invoke(build_app(), command(folder, out, "--replay-ratios", "0.3,0,0.1"))
+    assert done.exit_code == 0, done.exception
     return out, done.stdout
 
 
@@ -176,7 +184,8 @@ def test_passes_over_your_data_at_equal_tokens():
 @pytest.mark.slow
 def test_killed_in_the_middle_and_continued_equals_uninterrupted(folder, finished, tmp_path):
     out = tmp_path / "run"
-    asked = command(folder, out, "--replay-ratios", "0,0.1,0.3")
+    code = "from regrow.cli import main; main()"
+    asked = [sys.executable, "-c", code, *command(folder, out, "--replay-ratios", "0,0.1,0.3")]
     for moment in ("mix/replay-0.1/mix.json", "train/replay-0.3", "eval/scores.jsonl"):
         child = subprocess.Popen(asked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not (out / moment).exists() and child.poll() is None:

@@ -39,7 +39,8 @@ class QualityConfig(Section):
 
     @model_validator(mode="after")
     def _needs_a_reference(self) -> QualityConfig:
-        if self.reference is None and "keep" in self.model_fields_set:
+        # A dumped recipe names every key, so only another value than the default asks for something.
+        if self.reference is None and self.keep != QualityConfig.model_fields["keep"].default:
             raise ValueError("keep needs a reference to rank by")
         return self
 
