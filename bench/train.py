@@ -4,7 +4,8 @@
 
 Every measurement is a process of its own (so that peak memory is its own), arms take turns (so that a drifting clock
 hits all of them), and warm-up steps are not timed. Rows are synthetic: log-normal lengths, random tokens, the last
-``--trained`` share of each row carries loss.
+``--trained`` share of each row carries loss. LLaMA-Factory wants an environment of its own: ``pip install llamafactory``
+there, and name its interpreter in ``REGROW_LLAMAFACTORY_PYTHON``; without that it is left out, and said to be.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ ARMS = {
     "regrow-full-head": "packing, head at all positions",
     "trl": "trl.SFTTrainer, one padded row a document",
     "trl-packed": "trl.SFTTrainer, packing (bfd)",
+    "llamafactory": "LLaMA-Factory sft, packing, documents apart (neat_packing)",
 }
+PEER = "REGROW_LLAMAFACTORY_PYTHON"
+"""The environment variable that names the interpreter LLaMA-Factory is installed in."""
 
 
 def make_rows(n: int, vocab: int, trained: float, longest: int) -> list[dict]:
@@ -149,6 +153,27 @@ def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
     }
 
 
+def measure_peer(model_dir: Path, args: argparse.Namespace) -> dict:
+    """LLaMA-Factory, in the environment it is installed in."""
+    from transformers import AutoConfig
+
+    rows = make_rows(args.rows, AutoConfig.from_pretrained(model_dir).vocab_size, args.trained, args.max_length)
+    labels = [[t if w else -100 for t, w in zip(r["input_ids"], r["loss_weights"], strict=True)] for r in rows]
+    with tempfile.TemporaryDirectory() as tmp:
+        asked = {
+            "model": str(model_dir), "max_length": args.max_length, "packs": args.packs, "warmup": args.warmup,
+            "steps": args.steps, "out": f"{tmp}/out.json",
+            "rows": [{"input_ids": r["input_ids"], "labels": ids} for r, ids in zip(rows, labels, strict=True)],
+        }  # fmt: skip
+        script = Path(__file__).with_name("peers") / "llamafactory_sft.py"
+        done = subprocess.run(
+            [os.environ[PEER], str(script)], input=json.dumps(asked), stdout=sys.stderr, stderr=sys.stderr, text=True
+        )
+        if done.returncode:
+            sys.exit("LLaMA-Factory failed")
+        return json.loads(Path(f"{tmp}/out.json").read_text())
+
+
 def resolve(model: str) -> Path:
     if model == "tiny":
         sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -175,12 +200,20 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print("RESULT " + json.dumps(measure(args.one, Path(args.model), args)))
+        found = (
+            measure_peer(Path(args.model), args)
+            if args.one == "llamafactory"
+            else measure(args.one, Path(args.model), args)
+        )
+        print("RESULT " + json.dumps(found))
         return
 
     from regrow.train.stage import versions
 
     model_dir = resolve(args.model)
+    if "llamafactory" in args.arms and not os.environ.get(PEER):
+        print(f"left out: llamafactory ({PEER} is not set)")
+        args.arms.remove("llamafactory")
     results: dict[str, list[dict]] = {arm: [] for arm in args.arms}
     passed = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items()
               if k in ("rows", "batch", "packs", "max_length", "trained", "warmup", "steps")]  # fmt: skip
