@@ -4,8 +4,9 @@
 
 Every measurement is a process of its own (so that peak memory is its own), arms take turns (so that a drifting clock
 hits all of them), and warm-up steps are not timed. Rows are synthetic: log-normal lengths, random tokens, the last
-``--trained`` share of each row carries loss. LLaMA-Factory wants an environment of its own: ``pip install llamafactory``
-there, and name its interpreter in ``REGROW_LLAMAFACTORY_PYTHON``; without that it is left out, and said to be.
+``--trained`` share of each row carries loss. LLaMA-Factory wants an environment of its own: ``pip install
+llamafactory`` there, and name its interpreter in ``REGROW_LLAMAFACTORY_PYTHON``; without that it is left out, and said
+to be.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def pack(rows: list[dict], longest: int, pad: int) -> list[dict]:
         rest = longest + 1 - len(ids)
         packed.append(
             {
-                "input_ids": ids + [pad] * rest, "labels": labels + [IGNORE] * rest, "attention_mask": mask + [0] * rest,
-                "position_ids": positions + [0] * rest,
+                "input_ids": ids + [pad] * rest, "labels": labels + [IGNORE] * rest,
+                "attention_mask": mask + [0] * rest, "position_ids": positions + [0] * rest,
             }
         )  # fmt: skip
     return packed
