@@ -1,6 +1,7 @@
 """LLaMA-Factory's own SFT on packed rows; runs in an environment of its own, for `bench/train.py`.
 
     pip install llamafactory
+    pip uninstall torchvision torchaudio    # beside a CPU build of torch: those of the registry are built for CUDA
 
 Reads JSON from standard input: model folder, the rows as token ids and labels, lengths and steps, and ``out``, where
 the tokens a second and the peak memory are written. Rows are packed with LLaMA-Factory's knapsack into the form that
@@ -16,8 +17,11 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 IGNORE = -100
 
@@ -31,18 +35,17 @@ def pack(rows: list[dict], longest: int, pad: int) -> list[dict]:
         by_length[len(row["input_ids"])].append(row)
     packed = []
     for lengths in greedy_knapsack([len(row["input_ids"]) for row in rows], longest):
-        ids, labels, mask, positions = [], [], [], []
+        ids, labels, mask = [], [], []
         for number, length in enumerate(lengths, 1):
             row = by_length[length].pop()
             ids += row["input_ids"]
             labels += row["labels"]
             mask += [number] * length
-            positions += range(length)
         rest = longest + 1 - len(ids)
         packed.append(
             {
                 "input_ids": ids + [pad] * rest, "labels": labels + [IGNORE] * rest,
-                "attention_mask": mask + [0] * rest, "position_ids": positions + [0] * rest,
+                "attention_mask": mask + [0] * rest,
             }
         )  # fmt: skip
     return packed
@@ -50,6 +53,9 @@ def pack(rows: list[dict], longest: int, pad: int) -> list[dict]:
 
 def main() -> None:
     asked = json.load(sys.stdin)
+    if find_spec("torchaudio") is None:  # imported for every model, used for sound
+        sys.modules["torchaudio"] = ModuleType("torchaudio")
+        sys.modules["torchaudio"].__spec__ = ModuleSpec("torchaudio", None)
     from datasets import Dataset, DatasetDict
     from llamafactory.train.sft import trainer as theirs
     from llamafactory.train.tuner import run_exp
