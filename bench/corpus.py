@@ -357,7 +357,7 @@ def make_arms(args: argparse.Namespace, stack: ExitStack) -> Iterator[tuple[str,
         from regrow.engines.openai import OpenAIEngine
         from regrow.engines.serve import start
 
-        arguments = ["--enforce-eager"] if kind == "vllm" else ["--threads", str(args.threads)]
+        arguments = [] if kind == "vllm" else ["--threads", str(args.threads)]
         serve = ServeConfig(slots=args.slots, context=1024, arguments=arguments)
         started = start(kind, resolved, serve)
         stack.callback(started.close)
@@ -442,6 +442,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--arms", nargs="+", help="only those whose names begin so")
+    parser.add_argument("--without", nargs="+", help="all but these")
     parser.add_argument("--log", type=Path, help="a JSONL file of measurements to go on with")
     parser.add_argument("--table", action="store_true", help="print what is in --log and run nothing")
     args = parser.parse_args()
@@ -470,6 +471,8 @@ def measure(args: argparse.Namespace, shape: dict[str, Any], log: list[dict[str,
                 if not chosen or (name, repeat) in done:
                     continue
                 entry: dict[str, Any] = {"settings": shape, "arm": name, "repeat": repeat, "versions": versions()}
+                if name in (args.without or ()):
+                    make = "not asked for"
                 if isinstance(make, str):
                     entry["left_out"] = make
                 else:

@@ -318,9 +318,7 @@ def table(what: str, rows: list[list[dict[str, Any]]]) -> None:
         (a, s), (b, t) = points[-2:]
         mean_n, mean_s = (statistics.fmean(p[i] for p in points) for i in (0, 1))
         fit = sum((x - mean_n) * (y - mean_s) for x, y in points) / sum((x - mean_n) ** 2 for x, _ in points)
-        print(
-            f"\nCPU seconds grow as n to the {(t - s) / (b - a):.2f} over the last step, {fit:.2f} over all sizes (fit)."
-        )
+        print(f"\nCPU seconds grow as n to the {(t - s) / (b - a):.2f} over the last step, {fit:.2f} over all sizes.")
 
 
 if __name__ == "__main__":
