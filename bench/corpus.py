@@ -461,7 +461,7 @@ def measure(args: argparse.Namespace, shape: dict[str, Any], log: list[dict[str,
     import torch
 
     torch.set_num_threads(args.threads)
-    done = {(entry["arm"], entry["repeat"]) for entry in log}
+    done = {(entry["arm"], entry["repeat"]) for entry in log if "left_out" not in entry}
     with ExitStack() as stack:
         makers = dict(make_arms(args, stack))
         arms: dict[str, Arm] = {}

@@ -3,8 +3,9 @@
     python bench/train.py --model smollm2 --rows 64 --steps 6 --repeats 3
 
 Every measurement is a process of its own (so that peak memory is its own), arms take turns (so that a drifting clock
-hits all of them), and warm-up steps are not timed. Rows are synthetic: log-normal lengths, random tokens, the last
-``--trained`` share of each row carries loss. LLaMA-Factory wants an environment of its own: ``pip install
+hits all of them), and warm-up steps are not timed; ``a CPU s`` is tokens a second of processor time, which other work
+disturbs less. Rows are synthetic: log-normal lengths, random tokens, the last ``--trained`` share of each row carries
+loss. LLaMA-Factory wants an environment of its own: ``pip install
 llamafactory`` there, and name its interpreter in ``REGROW_LLAMAFACTORY_PYTHON``; without that it is left out, and said
 to be.
 """
@@ -61,7 +62,7 @@ def clock_callback(warmup: int):
     class Clock(TrainerCallback):
         """Starts after the warm-up steps; ``tokens`` counts what the model saw since."""
 
-        started = seconds = 0.0
+        started = seconds = cpu_started = cpu = 0.0
         tokens = padded = 0
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -69,7 +70,9 @@ def clock_callback(warmup: int):
                 torch.cuda.synchronize()
             if state.global_step == warmup:
                 self.started, self.tokens, self.padded = time.perf_counter(), 0, 0
+                self.cpu_started = time.process_time()
             self.seconds = time.perf_counter() - self.started
+            self.cpu = time.process_time() - self.cpu_started
 
     return Clock()
 
@@ -148,6 +151,7 @@ def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "tok_s": clock.tokens / clock.seconds,
+        "tok_cpu_s": clock.tokens / clock.cpu,
         "fill": clock.tokens / clock.padded,
         "tokens": clock.tokens,
         "peak_gb": peak / 1e9,
@@ -233,12 +237,13 @@ def main() -> None:
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.processor() or platform.machine()}"
     )
     print(f"{args.model}, {device}, {torch.get_num_threads()} threads, {versions()}")
-    print(f"{'arm':<18}{'tok/s median':>13}{'min':>8}{'max':>8}{'fill':>7}{'peak GB':>9}  what")
+    print(f"{'arm':<18}{'tok/s median':>13}{'min':>8}{'max':>8}{'a CPU s':>9}{'fill':>7}{'peak GB':>9}  what")
     for arm, runs in results.items():
         speeds = [r["tok_s"] for r in runs]
         fill, peak = statistics.median(r["fill"] for r in runs), max(r["peak_gb"] for r in runs)
         speed = f"{statistics.median(speeds):>13.0f}{min(speeds):>8.0f}{max(speeds):>8.0f}"
-        print(f"{arm:<18}{speed}{fill:>7.2f}{peak:>9.2f}  {ARMS[arm]}")
+        cpu = statistics.median(r["tok_cpu_s"] for r in runs)
+        print(f"{arm:<18}{speed}{cpu:>9.0f}{fill:>7.2f}{peak:>9.2f}  {ARMS[arm]}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> None:
         system_prompt=asked["system"],
         n_turns=asked["turns"],
         num_rows=asked["rows"],
-        input_batch_size=asked["rows"],
+        batch_size=asked["rows"],
     )
     task.load()
     if asked["batch"] > 1:  # its LLM has no setting for this
