@@ -3,8 +3,11 @@
     python bench/train.py --model smollm2 --rows 64 --steps 6 --repeats 3
 
 Every measurement is a process of its own (so that peak memory is its own), arms take turns (so that a drifting clock
-hits all of them), and warm-up steps are not timed. Rows are synthetic: log-normal lengths, random tokens, the last
-``--trained`` share of each row carries loss.
+hits all of them), and warm-up steps are not timed; ``a CPU s`` is tokens a second of processor time, which other work
+disturbs less. Rows are synthetic: log-normal lengths, random tokens, the last ``--trained`` share of each row carries
+loss. LLaMA-Factory wants an environment of its own: ``pip install
+llamafactory`` there, and name its interpreter in ``REGROW_LLAMAFACTORY_PYTHON``; without that it is left out, and said
+to be.
 """
 
 from __future__ import annotations
@@ -27,7 +30,10 @@ ARMS = {
     "regrow-full-head": "packing, head at all positions",
     "trl": "trl.SFTTrainer, one padded row a document",
     "trl-packed": "trl.SFTTrainer, packing (bfd)",
+    "llamafactory": "LLaMA-Factory sft, packing, documents apart (neat_packing)",
 }
+PEER = "REGROW_LLAMAFACTORY_PYTHON"
+"""The environment variable that names the interpreter LLaMA-Factory is installed in."""
 
 
 def make_rows(n: int, vocab: int, trained: float, longest: int) -> list[dict]:
@@ -56,7 +62,7 @@ def clock_callback(warmup: int):
     class Clock(TrainerCallback):
         """Starts after the warm-up steps; ``tokens`` counts what the model saw since."""
 
-        started = seconds = 0.0
+        started = seconds = cpu_started = cpu = 0.0
         tokens = padded = 0
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -64,7 +70,9 @@ def clock_callback(warmup: int):
                 torch.cuda.synchronize()
             if state.global_step == warmup:
                 self.started, self.tokens, self.padded = time.perf_counter(), 0, 0
+                self.cpu_started = time.process_time()
             self.seconds = time.perf_counter() - self.started
+            self.cpu = time.process_time() - self.cpu_started
 
     return Clock()
 
@@ -143,10 +151,32 @@ def measure(arm: str, model_dir: Path, args: argparse.Namespace) -> dict:
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "tok_s": clock.tokens / clock.seconds,
+        "tok_cpu_s": clock.tokens / clock.cpu,
         "fill": clock.tokens / clock.padded,
         "tokens": clock.tokens,
         "peak_gb": peak / 1e9,
     }
+
+
+def measure_peer(model_dir: Path, args: argparse.Namespace) -> dict:
+    """LLaMA-Factory, in the environment it is installed in."""
+    from transformers import AutoConfig
+
+    rows = make_rows(args.rows, AutoConfig.from_pretrained(model_dir).vocab_size, args.trained, args.max_length)
+    labels = [[t if w else -100 for t, w in zip(r["input_ids"], r["loss_weights"], strict=True)] for r in rows]
+    with tempfile.TemporaryDirectory() as tmp:
+        asked = {
+            "model": str(model_dir), "max_length": args.max_length, "packs": args.packs, "warmup": args.warmup,
+            "steps": args.steps, "out": f"{tmp}/out.json",
+            "rows": [{"input_ids": r["input_ids"], "labels": ids} for r, ids in zip(rows, labels, strict=True)],
+        }  # fmt: skip
+        script = Path(__file__).with_name("peers") / "llamafactory_sft.py"
+        done = subprocess.run(
+            [os.environ[PEER], str(script)], input=json.dumps(asked), stdout=sys.stderr, stderr=sys.stderr, text=True
+        )
+        if done.returncode:
+            sys.exit("LLaMA-Factory failed")
+        return json.loads(Path(f"{tmp}/out.json").read_text())
 
 
 def resolve(model: str) -> Path:
@@ -175,12 +205,20 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print("RESULT " + json.dumps(measure(args.one, Path(args.model), args)))
+        found = (
+            measure_peer(Path(args.model), args)
+            if args.one == "llamafactory"
+            else measure(args.one, Path(args.model), args)
+        )
+        print("RESULT " + json.dumps(found))
         return
 
     from regrow.train.stage import versions
 
     model_dir = resolve(args.model)
+    if "llamafactory" in args.arms and not os.environ.get(PEER):
+        print(f"left out: llamafactory ({PEER} is not set)")
+        args.arms.remove("llamafactory")
     results: dict[str, list[dict]] = {arm: [] for arm in args.arms}
     passed = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items()
               if k in ("rows", "batch", "packs", "max_length", "trained", "warmup", "steps")]  # fmt: skip
@@ -199,12 +237,13 @@ def main() -> None:
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.processor() or platform.machine()}"
     )
     print(f"{args.model}, {device}, {torch.get_num_threads()} threads, {versions()}")
-    print(f"{'arm':<18}{'tok/s median':>13}{'min':>8}{'max':>8}{'fill':>7}{'peak GB':>9}  what")
+    print(f"{'arm':<18}{'tok/s median':>13}{'min':>8}{'max':>8}{'a CPU s':>9}{'fill':>7}{'peak GB':>9}  what")
     for arm, runs in results.items():
         speeds = [r["tok_s"] for r in runs]
         fill, peak = statistics.median(r["fill"] for r in runs), max(r["peak_gb"] for r in runs)
         speed = f"{statistics.median(speeds):>13.0f}{min(speeds):>8.0f}{max(speeds):>8.0f}"
-        print(f"{arm:<18}{speed}{fill:>7.2f}{peak:>9.2f}  {ARMS[arm]}")
+        cpu = statistics.median(r["tok_cpu_s"] for r in runs)
+        print(f"{arm:<18}{speed}{cpu:>9.0f}{fill:>7.2f}{peak:>9.2f}  {ARMS[arm]}")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,11 @@ def test_pairs_do_not_depend_on_the_hash_seed() -> None:
     assert len(seen) == 1
 
 
+@given(st.text(st.characters(max_codepoint=127)))
+def test_plain_ascii_has_the_words_that_the_whole_normalisation_gives(text: str) -> None:
+    assert words(f"{text} é") == [*words(text), "é"]
+
+
 def test_words_are_normalised() -> None:
     assert words("Who's  the KING—of “Spain”?") == ["who", "s", "the", "king", "of", "spain"]
     assert words("Ｆｕｌｌ ﬁne Straße") == ["full", "fine", "strasse"]

@@ -67,15 +67,22 @@ def logits(reference, row):
         return reference._model(torch.tensor([list(row)])).logits[0, -1].numpy()
 
 
+def inside(tokens, row, top_p=1.0, **rest):
+    """The tokens of the nucleus. Weights in 16 bits move its edge by a few tokens, and no token may be further out."""
+    wider, nucleus = (filtered(row, top_p=p, **rest) > 0 for p in (min(1.0, top_p + 0.003), top_p))
+    assert wider[tokens].all() and np.mean(nucleus[tokens]) > 0.99
+    return [token for token in tokens if nucleus[token]]
+
+
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("setting", [{}, {"temperature": 1.2, "top_p": 0.9}, {"top_k": 30}], ids=str)
 def test_next_token_frequencies_are_those_of_the_model(engine, reference, prompt, setting):
-    asked = [Request(f"{i}", prompt, 40, 7919 * i, SampleParams(1, **setting)) for i in range(100)]
+    asked = [Request(f"{i}", prompt, 40, 7919 * i, SampleParams(1, **setting)) for i in range(30)]
     answers = dict(engine.sample(asked))
-    tokens = [c.token_ids[0] for i in range(100) for c in answers[i]]
-    assert len(tokens) == 4000
+    tokens = [c.token_ids[0] for i in range(30) for c in answers[i]]
+    assert len(tokens) == 1200
     row = logits(reference, prompt)
-    assert p_value(tokens, filtered(row, **setting)) > 1e-4
+    assert p_value(inside(tokens, row, **setting), filtered(row, **setting)) > 1e-4
     wrong = {**setting, "temperature": setting.get("temperature", 1.0) * 1.2}
     assert p_value(tokens, filtered(row, **wrong)) < 1e-4
 
@@ -102,7 +109,8 @@ def test_stops_lengths_and_seeds(engine, prompt):
         assert not {2, 28} & set(c.token_ids) and "?" not in c.text and " you" not in c.text
         assert engine._tokenizer.decode(c.token_ids) == c.text
         assert c.finish == "stop" or len(c.token_ids) == 40
-    assert len({c.text for c in found}) > 30
+    long = [c.text for c in found if len(c.token_ids) > 8]  # "Can", cut before " you", is likely more than once
+    assert len(long) > 10 and len({*long}) == len(long)
     same = [a.token_ids == b.token_ids for i in range(6) for a, b in zip(first[i], second[i], strict=True)]
     assert np.mean(same) > 0.8  # the batch may flip a token by rounding
 

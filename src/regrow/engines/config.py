@@ -73,7 +73,8 @@ class ServeConfig(Section):
     arguments: list[str] = Field(default_factory=list)
     """More arguments for the server's command line."""
     start_timeout: float = Field(default=900.0, gt=0)
-    """Seconds until the server must answer; vLLM compiles for minutes on a CPU."""
+    """Seconds until the server must answer. vLLM compiles first on a GPU; on a CPU it is started without
+    (``--enforce-eager``; ``--no-enforce-eager`` in ``arguments`` compiles)."""
 
 
 class RayConfig(Section):

@@ -189,6 +189,8 @@ def _vllm(model: ResolvedModel, config: ServeConfig, port: int, context: int) ->
         # vLLM 0.32 on a CPU dies of a request that has a seed and whose prompt is prefilled in two steps: it wants to
         # take the draw of the first step back, and a CPU generator cannot ("CPU Generator does not use offset").
         command += ["--max-num-batched-tokens", str(max(context, _STEP_TOKENS)), "--no-enable-chunked-prefill"]
+        # Compiling took two to nine minutes of a CPU for a model of 135 M weights, longer than growing a small corpus.
+        command.append("--enforce-eager")
     if model.trust_remote_code:
         command.append("--trust-remote-code")
     return [*command, *config.arguments]
