@@ -9,8 +9,8 @@ What is known of each, and where from:
 - vLLM 0.32 (tests against its CPU build, and its source): token ids in and out (``return_token_ids``); ``n`` with
   a seed of its own for each sibling; ``ignore_eos`` leaves the stops to ``stop_token_ids``; log-probabilities are of
   the raw logits unless it was started with another ``--logprobs-mode``.
-- llama.cpp (tests against the version in llama-cpp-python 0.3.36, and its source): asked at ``/completion``, its own name
-  for raw completions, because ``/v1/completions`` returns neither token ids nor, for characters made of several
+- llama.cpp (tests against the version in llama-cpp-python 0.3.36, and its source): asked at ``/completion``, its own
+  name for raw completions, because ``/v1/completions`` returns neither token ids nor, for characters made of several
   tokens, all log-probabilities. ``n`` is at most its number of slots. Its default order of filters is not ours, so
   ``samplers`` states it. It always stops at every end-of-generation token of its file: ``ignore_eos`` would forbid
   them, which is another distribution. Log-probabilities are of the raw logits.
