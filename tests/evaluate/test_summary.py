@@ -91,6 +91,18 @@ def test_a_gain_of_no_size_or_on_few_items_is_no_learning() -> None:
     six = result(pool(1.0, 1.0) + records("heldout", "nll", losses))
     assert six["gain"]["regrow"]["value"] == pytest.approx(1.0) and not six["gain"]["regrow"]["significant"]
     assert "no significant change on your data" in six["verdict"]["sentence"]
+    assert "heldout: 6 items are too few for any difference to count as significant." in six["verdict"]["notes"]
+
+
+def test_a_divergence_is_harm_however_few_dialogues_show_it() -> None:
+    """It is never below zero, so what counts is its size and not whether it is there."""
+    far = {"base": np.zeros(4), "sft": np.full(4, 0.5), "regrow": np.array([0.28, 0.29, 0.29, 0.3])}
+    r = result(pool(1.0, 1.0) + records("own-dialogues", "kl", far))
+    assert r["verdict"]["level"] in ("lost", "partly")
+    assert any(n.startswith("own-dialogues (4 items): worse, +0.28") for n in r["verdict"]["notes"])
+    near = {"base": np.zeros(4), "sft": np.full(4, 0.5), "regrow": np.full(4, 0.05)}
+    told = result(pool(1.0, 1.0) + records("own-dialogues", "kl", near))["verdict"]["notes"]
+    assert any(n.startswith("own-dialogues (4 items): close to the base") for n in told)
 
 
 def test_a_loss_no_smaller_than_plain_sfts_is_lost() -> None:
@@ -171,7 +183,7 @@ def test_nothing_learned_and_nothing_lost_is_no_change() -> None:
         "The model with replay shows no significant change on your data; no significant change on facts-pool."
     )
     same = result(records("facts", "acc", {"base": base, "regrow": base}), ("base", "regrow"))
-    assert same["verdict"]["sentence"].startswith("No change: ")
+    assert same["verdict"]["sentence"] == "The model with replay does on every item as the base does."
     only = result(records("facts", "acc", {"base": base}), ("base",))
     assert only["verdict"]["level"] == "no-change"
     assert only["verdict"]["arm"] is None
