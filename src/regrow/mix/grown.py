@@ -239,6 +239,8 @@ def _scan(corpus_dir: Path, columns: list[str]) -> Iterator[Any]:
     from regrow.errors import RunError
     from regrow.grow.corpus import NODES
 
+    if not (corpus_dir / NODES).is_file():
+        raise RunError("no corpus is here", where=str(corpus_dir), hint="`regrow grow` makes one")
     try:
         with pq.ParquetFile(corpus_dir / NODES) as file:
             yield from file.iter_batches(batch_size=1024, columns=columns)

@@ -346,7 +346,7 @@ def load_tokenizer(
 
 NO_TEMPLATE_HINT = (
     "This looks like a base model. Put a chat_template.jinja into its folder, give the strings by hand (model.turns "
-    "in the recipe), take the instruct version, or grow plain text."
+    "in the recipe), take the instruct version, or grow plain text (grow.mode: pretrain)."
 )
 
 

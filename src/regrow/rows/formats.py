@@ -73,7 +73,7 @@ def _turn(turn: object, what: str) -> Message:
             raise BadRow(
                 "tool calls",
                 f"{what} has {key}, which cannot be trained on yet",
-                "Write the call into the content, or leave such rows out with on_bad='drop'.",
+                "Write the call into the content, or leave such rows out with data.on_bad: drop.",
             )
     name = turn[role_key]
     if not isinstance(name, str) or name not in roles:

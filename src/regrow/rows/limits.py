@@ -38,7 +38,7 @@ def too_long(length: int, limit: int) -> BadRow:
     return BadRow(
         "too long",
         f"the row is {length:,} bytes long; the limit is {limit:,}",
-        "Is the file one long line? Split it, or raise the limit (Limits.row_bytes).",
+        "Is the file one long line? Split it into rows.",
     )
 
 

@@ -202,7 +202,7 @@ class _Reading:
             raise BadRow(
                 "mixed formats",
                 f"this row is {found.name!r}, but the file began as {current.name!r}",
-                "Split the file by format, or force one with format=.",
+                "Split the file by format, or force one with data.format.",
             )
         return found
 

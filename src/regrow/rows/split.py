@@ -77,7 +77,7 @@ def split_rows(rows: Sequence[Row], test_size: float | int, seed: int) -> tuple[
         raise DataError(
             f"{len(rows)} row(s) with {len(groups)} different question(s) are too few to hold out {wanted}",
             where="test_size",
-            hint="Give more data or a smaller test_size.",
+            hint="Give more data or a smaller data.test_size.",
         )
     ordered = sorted(groups, key=lambda g: (_rank(rows, g, seed), g[0]))
     held: list[int] = []

@@ -123,7 +123,7 @@ def _wrong_order(before: str, role: str, n: int) -> BadRow:
         return BadRow(
             f"two {role} turns in a row",
             f"message {n} is a second {role} turn in a row",
-            "Join them into one message; on_bad='drop' leaves such rows out.",
+            "Join them into one message; data.on_bad: drop leaves such rows out.",
         )
     if role == "system":
         return BadRow("late system message", f"message {n} is a system message; only the first message may be one")
