@@ -35,8 +35,8 @@ class DataConfig(Section):
     path: str = ""
     """A file, a folder or a hub name; `demo` makes questions and answers from Python's own documentation."""
     format: str = "auto"
-    """auto, or one of: messages, llava, sharegpt, alpaca, prompt_completion, query_response, question_answer, text (see the
-    data formats page)."""
+    """auto, or one of: messages, llava, sharegpt, alpaca, prompt_completion, query_response, question_answer, text
+    (see the data formats page)."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames columns: the format's name -> your column (`instruction: my_question`)."""
     on_bad: Literal["error", "drop"] = "error"
