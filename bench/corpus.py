@@ -24,7 +24,8 @@ by one, and ``--table`` prints what is there. What is not installed is named as 
 
 The floor of an arm is the time that the machine's memory bandwidth (all weights once a step and the live caches of
 each sequence, no fewer steps than the longest sequence of a level) or its arithmetic (two operations a weight and
-token, each distinct prompt token once) would need at the least, whichever is longer.
+token, each distinct prompt token once) would need at the least, whichever is longer; what is compared with it is
+processor seconds a thread.
 """
 
 from __future__ import annotations
@@ -516,23 +517,25 @@ def print_table(args: argparse.Namespace, log: list[dict[str, Any]]) -> None:
                     if next(iter(by.values()))["note"]))  # fmt: skip
     print(f"{settings_}; repeats {max(map(len, runs.values()))}, seeds 0 to {max(map(len, runs.values())) - 1};")
     print(f"load {min(loads):.1f} to {max(loads):.1f}\n")
-    print("| arm | dialogues | corpus tokens | sampled | s | corpus tokens/s | relative, clock | relative, CPU "
-          "| sampled tokens/s | times its floor |")  # fmt: skip
-    print("| --- |" + " ---: |" * 9)
+    print(
+        "| arm | dialogues | corpus tokens | sampled | s | CPU s | corpus tokens a CPU s | relative, clock "
+        "| relative, CPU | sampled a CPU s | times its floor |"
+    )
+    print("| --- |" + " ---: |" * 10)
     for name, by in runs.items():
-        if not any(repeat in runs.get(BASE, {}) for repeat in by):
-            relative = {"seconds": "", "cpu": ""}
-        else:
-            relative = {unit: _span([_rate(by[r], unit) / _rate(runs[BASE][r], unit) for r in by if r in runs[BASE]])
-                        for unit in ("seconds", "cpu")}  # fmt: skip
+        shared = [r for r in by if r in runs.get(BASE, {})]
+        relative = {unit: _span([_rate(by[r], unit) / _rate(runs[BASE][r], unit) for r in shared])
+                    for unit in ("seconds", "cpu")}  # fmt: skip
         m = {k: statistics.median(e["measured"][k] for e in by.values()) for k in next(iter(by.values()))["measured"]}
         floor = _floor(next(iter(by.values())), m, limits)
+        # As in grow.py: processor seconds a thread, which other work disturbs less than the clock.
+        times = format(m["cpu"] / settings_["threads"] / floor, ".1f") if floor else ""
         print(
             f"| {name} | {m['dialogues']:.0f} | {m['corpus_tokens']:,.0f} | {m['sampled']:,.0f} | {m['seconds']:.1f} "
-            f"| {statistics.median(_rate(e, 'seconds') for e in by.values()):.0f} "
+            f"| {m['cpu']:.1f} | {statistics.median(_rate(e, 'cpu') for e in by.values()):.0f} "
             f"| {relative['seconds']} | {relative['cpu']} "
-            f"| {statistics.median(e['measured']['sampled'] / e['measured']['seconds'] for e in by.values()):.0f} "
-            f"| {format(m['seconds'] / floor, '.1f') if floor else ''} |"
+            f"| {statistics.median(e['measured']['sampled'] / e['measured']['cpu'] for e in by.values()):.0f} "
+            f"| {times} |"
         )
     if limits:
         print(
@@ -558,6 +561,8 @@ def _floor(entry: dict[str, Any], m: dict[str, float], limits: dict[str, Any] | 
 
 
 def _span(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return "".join(f"{value:.2f}" for value in values)
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
