@@ -68,7 +68,7 @@ def test_the_page_has_one_chart_of_all_ratios_and_the_recommendation(run: Path, 
 
 def test_the_terminal_has_the_table(run: Path) -> None:
     told = load_report(run).text_table().replace("\N{NO-BREAK SPACE}", " ")
-    row = [line for line in told.splitlines() if line.startswith("5 % ")][-1]  # the headline has a row of that name too
+    row = [line for line in told.splitlines() if line.startswith("5 % ")][-1]  # the first is the headline's
     assert "1,053" in row and row.rstrip().endswith("recommended, front")
     assert "+0.99" in row and "+3.0" in row
     assert told.rstrip().splitlines()[-2].startswith("Use a replay ratio of 0.05")
