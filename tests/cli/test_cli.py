@@ -135,8 +135,8 @@ def test_validate_says_the_cost_and_writes_nothing(tiny_model_dir, tmp_path):
     done = regrow("validate", recipe, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in (
-        "36 to train on",
-        "4 held out",
+        "30 to train on",
+        "10 held out",
         "to grow",
         "to train (regrow)",
         "disk",

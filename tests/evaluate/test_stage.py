@@ -131,7 +131,7 @@ def test_the_forgetful_arm_lost_and_the_copy_of_the_base_won_all_of_it_back(run)
     assert r["flips"]["regrow"] == {"lost": 0, "kept": 24, "won": 0}
     assert all(name.startswith("facts:") for name in r["lost"]["sft"])
     assert r["verdict"]["level"] == "no-change"
-    assert r["verdict"]["sentence"].startswith("No change: the model with replay")
+    assert r["verdict"]["sentence"].startswith("The model with replay does on every item as the base")
 
 
 def test_records_follow_items_and_arms_and_some_were_really_written(run) -> None:

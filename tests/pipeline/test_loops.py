@@ -67,7 +67,7 @@ def test_the_three_part_recipe(tiny_model_dir: Path, tmp_path: Path, data: Path)
     done = run(recipe, tmp_path / "run")
     trained = (done.path / "data/train.jsonl").read_text().splitlines()
     facts = json.loads((done.path / "manifest.json").read_text())["stages"]["data"]["facts"]
-    assert len(trained) == 9 and facts["less_like_the_reference"] == 27 and facts["heldout"] == 4
+    assert len(trained) == 8 and facts["less_like_the_reference"] == 22 and facts["heldout"] == 10
     assert all("river" in line for line in trained), "the sub-corpus is the part that reads like the reference"
     mixed = json.loads((done.path / "mix/regrow/mix.json").read_text())
     assert mixed["domain"]["rows"] == 4 * len(trained), "a subset, several times over"

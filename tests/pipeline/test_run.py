@@ -86,7 +86,7 @@ def test_the_run_leaves_models_results_and_a_page(finished):
     mixed = json.loads((result.path / "mix/regrow/mix.json").read_text())
     assert mixed["asked"]["replay_ratio"] == 0.3
     card = (result.models["regrow"] / "README.md").read_text()
-    assert "mixed with replay data" in card
+    assert "random words of the dummy engine, which protect nothing" in card
     assert "new data only" in (result.models["sft"] / "README.md").read_text()
     assert "report.html" in result.text()
 

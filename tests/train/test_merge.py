@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from regrow import api
-from regrow.errors import DataError, ModelError
+from regrow.errors import DataError, ModelError, RunError
 from regrow.train.merge import add_residual
 from regrow.train.stock import model_stock
 from tests.fixtures.tiny import tiny_llama
@@ -104,5 +104,5 @@ def test_merging_by_name(family, tmp_path):
     ):
         with pytest.raises(DataError, match=said):
             api.merge(models, tmp_path / "no", method=method, weight=weight)
-    with pytest.raises(DataError, match="one of the models"):
+    with pytest.raises(RunError, match="something already"):
         api.merge([base, tuned], family["instruct"])

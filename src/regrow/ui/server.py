@@ -284,6 +284,6 @@ def serve(root: Path, *, host: str, port: int, ready: Callable[[str], None]) -> 
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=_SHUTDOWN_S
     )
     servers.append(uvicorn.Server(config))
-    ready(f"http://{named}:{listener.getsockname()[1]}/{token}/")
-    with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it is done
+    with suppress(KeyboardInterrupt):  # before uvicorn listens to signals, too; it raises them again when it is done
+        ready(f"http://{named}:{listener.getsockname()[1]}/{token}/")
         servers[0].run(sockets=[listener])
