@@ -6,8 +6,9 @@ A stage inside a run has the run's folder and lock (`regrow.runs`); this is for 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from regrow.errors import RegrowError, RunError
@@ -15,6 +16,51 @@ from regrow.errors import RegrowError, RunError
 MARK = ".regrow.json"
 """Says which command a folder belongs to. Hidden, so that `datasets` and transformers do not see it."""
 LOCK = ".lock"
+
+
+@dataclass
+class Held:
+    """A folder whose lock is held.
+
+    Attributes:
+        taken_back: Set it when nothing in the folder is worth keeping: the lock file goes, and a new folder too.
+    """
+
+    taken_back: bool = False
+
+
+@contextmanager
+def hold(path: Path, busy: Callable[[], str]) -> Iterator[Held]:
+    """Make a folder if need be, and hold its lock.
+
+    Args:
+        path: The folder.
+        busy: What to say when another process holds it.
+
+    Raises:
+        RunError: Another process holds it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(busy(), where=str(path), hint="wait for it, or choose another folder with -o") from error
+    except OSError as error:
+        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    held = Held()
+    try:
+        yield held
+    finally:
+        if held.taken_back:
+            (path / LOCK).unlink(missing_ok=True)
+        lock.release()
+        if held.taken_back and new:
+            with suppress(OSError):  # something else lies there by now
+                path.rmdir()
 
 
 @contextmanager
@@ -28,34 +74,16 @@ def own_folder(path: Path, command: str) -> Iterator[None]:
     Raises:
         RunError: It is a file, it holds files that ``command`` did not make, or a process works in it.
     """
-    from filelock import FileLock, Timeout
-
     check_own(path, command)
-    new = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError("another process works in this folder", where=str(path),
-                       hint="wait for it, or choose another folder with -o") from error  # fmt: skip
-    except OSError as error:
-        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
-    bare = False
-    try:
-        (path / MARK).write_text(json.dumps({"made_by": f"regrow {command}"}) + "\n", encoding="utf-8")
-        yield
-    except RegrowError:
-        bare = all(p.name in (MARK, LOCK) for p in path.iterdir())
-        raise
-    finally:
-        if bare:
-            (path / MARK).unlink(missing_ok=True)
-            (path / LOCK).unlink(missing_ok=True)
-        lock.release()
-        if bare and new:
-            with suppress(OSError):  # something else lies there by now
-                path.rmdir()
+    with hold(path, lambda: "another process works in this folder") as held:
+        try:
+            (path / MARK).write_text(json.dumps({"made_by": f"regrow {command}"}) + "\n", encoding="utf-8")
+            yield
+        except RegrowError:
+            if all(p.name in (MARK, LOCK) for p in path.iterdir()):
+                (path / MARK).unlink(missing_ok=True)
+                held.taken_back = True
+            raise
 
 
 def check_own(path: Path, command: str) -> None:

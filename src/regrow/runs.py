@@ -18,20 +18,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from regrow.errors import RegrowError, RunError
+from regrow.outputs import LOCK, hold
 from regrow.progress import event_sink, note
 
 Resume = Literal["auto", "always", "never"]
 
 FORMAT = "regrow-run/1"
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 OWNER = ".owner.json"
 EVENTS = "events.jsonl"
 HASH_WHOLE_BELOW = 64 * 2**20
@@ -322,8 +322,6 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
     Raises:
         RunError: The folder holds something else, another process works on it, or it does not fit ``resume``.
     """
-    from filelock import FileLock, Timeout
-
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise RunError("this is a file, a folder is needed", where=str(path))
@@ -340,45 +338,27 @@ def open_run(path: str | Path, *, resume: Resume = "auto") -> Iterator[Run]:
         )
     if not is_run and resume == "always":
         raise RunError("there is no run to resume", where=str(path), hint="use --resume auto to start one")
-    new = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(
-            f"another process works on this run{_told(_read_owner(path))}",
-            where=str(path),
-            hint="wait for it, or use another folder",
-        ) from error
-    except OSError as error:
-        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
-    undone = False
-    try:
-        _write_json(path / OWNER, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
-        if is_run:
-            manifest = read_manifest(path)
-        else:
-            manifest = {"format": FORMAT, "created": time.strftime("%F %T"), "versions": versions(), "stages": {}}
-        _end_last_line(path / EVENTS)
-        run = Run(path, manifest, resume)
-        run.save()
+    with hold(path, lambda: f"another process works on this run{_told(_read_owner(path))}") as held:
+        us = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
         try:
-            with event_sink(run.event):
-                yield run
-        except RegrowError:
-            if not is_run and all(s["status"] != "done" for s in run.manifest["stages"].values()):
-                _undo(path, run)
-                undone = True
-            raise
-    finally:
-        (path / OWNER).unlink(missing_ok=True)
-        if undone:
-            (path / LOCK).unlink(missing_ok=True)
-        lock.release()
-        if undone and new:
-            with suppress(OSError):  # something else lies there by now
-                path.rmdir()
+            _write_json(path / OWNER, us)
+            if is_run:
+                manifest = read_manifest(path)
+            else:
+                manifest = {"format": FORMAT, "created": time.strftime("%F %T"), "versions": versions(), "stages": {}}
+            _end_last_line(path / EVENTS)
+            run = Run(path, manifest, resume)
+            run.save()
+            try:
+                with event_sink(run.event):
+                    yield run
+            except RegrowError:
+                if not is_run and all(s["status"] != "done" for s in run.manifest["stages"].values()):
+                    _undo(path, run)
+                    held.taken_back = True
+                raise
+        finally:
+            (path / OWNER).unlink(missing_ok=True)
 
 
 def _undo(path: Path, run: Run) -> None:

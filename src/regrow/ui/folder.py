@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from regrow.errors import RunError
+from regrow.outputs import LOCK
 from regrow.report.compare import RunLine, find_runs, run_folders
 from regrow.report.items_view import ItemsView, load_items
 from regrow.report.load import RunData, load_run
-from regrow.runs import EVENTS, LOCK, MANIFEST, OWNER, owner
+from regrow.runs import EVENTS, MANIFEST, OWNER, owner
 
 READ = (
     MANIFEST, OWNER, LOCK, EVENTS, "recipe.yaml", "suites/items.jsonl", "eval/results.json", "eval/records.jsonl",
