@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PROBES = ("probe_domains", "probe_mastery", "probe_min_k")
+_PROBES = ("probe_domains", "probe_mastery", "probe_min_k", "probe_skills")
 __all__ = [
     "__version__",
     "curate",
@@ -23,6 +23,7 @@ __all__ = [
     "probe_domains",
     "probe_mastery",
     "probe_min_k",
+    "probe_skills",
     "report",
     "run",
     "sweep",
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         train,
         tune,
     )
-    from regrow.probing import probe_domains, probe_mastery, probe_min_k
+    from regrow.probing import probe_domains, probe_mastery, probe_min_k, probe_skills
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """The public functions of `regrow probe`: what does this model know, before anything is trained?
 
 Each works in a run folder (manifest, lock, resume) and writes its own part of it: ``min-k/``, ``mastery/``,
-``domains/``, and the page ``probe.html`` over all of them. Called again with the same arguments they continue.
+``domains/``, ``skills/``, and the page ``probe.html`` over all of them. Called again with the same arguments they
+continue.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ProbeResult:
     """What a probe found.
 
     Attributes:
-        probe: ``min-k``, ``mastery`` or ``domains``.
+        probe: ``min-k``, ``mastery``, ``domains`` or ``skills``.
         path: Its folder.
         facts: What stands in its JSON file.
         page: The page over all probes of the run folder.
@@ -237,6 +238,52 @@ def domains_with(recipe: Recipe, labels: str | Path, output: Path, *, resume: Re
             engine.close()
 
     return _stage(recipe, model, output, "domains", inputs, work, resume)
+
+
+def probe_skills(
+    model: str, data: str | Path, output: str | Path = "runs/probe", *, steps: int | None = None, seed: int = 0,
+    settings: Settings | None = None, resume: Resume = "auto",
+) -> ProbeResult:  # fmt: skip
+    """What does training on one skill help the others? Skill-It's graph (arXiv 2307.14430), learned in one short
+    training a skill.
+
+    Args:
+        model: As in `regrow.api.tune`.
+        data: Rows with a ``domain`` column, which names the skill.
+        output: The run folder; ``output/skills/graph.yaml`` is a recipe that trains with the graph.
+        steps: Optimizer steps on each skill.
+        seed: Which rows are held out, and the order of the others.
+        settings: Any other recipe keys, ``{"train.method": "lora"}``.
+        resume: See `regrow.runs.open_run`.
+
+    Raises:
+        RegrowError: Anything you can mend, with the place and what to do.
+    """
+    recipe = _recipe(
+        settings, model__model_name_or_path=str(model), data__path=str(data), probe__skills__steps=steps, seed=seed
+    )
+    return skills_with(recipe, Path(output), resume=resume)
+
+
+def skills_with(recipe: Recipe, output: Path, *, resume: Resume = "auto") -> ProbeResult:
+    """`probe_skills` with the settings of a recipe."""
+    from regrow.data import read_data
+    from regrow.loops.skills import learn_graph
+
+    rows = read_data(recipe).rows
+    model = _model(recipe)
+    cfg = recipe.probe.skills
+    inputs = {
+        "data": _fingerprint([(row.id, row.messages, row.domain) for row in rows]),
+        "settings": cfg.model_dump(),
+        "mix": recipe.mix.model_dump(mode="json"),
+        "train": recipe.train.model_dump(mode="json"),
+    }
+
+    def work(folder: Path) -> dict[str, Any]:
+        return learn_graph(rows, model.path, cfg, recipe.mix, recipe.train, folder, seed=recipe.seed).to_dict()
+
+    return _stage(recipe, model, output, "skills", inputs, work, resume)
 
 
 def _recipe(settings: Settings | None, **direct: Any) -> Recipe:

@@ -73,7 +73,7 @@ def test_every_command_explains_itself(command):
     assert done.returncode == 0 and "Usage" in done.stdout
 
 
-@pytest.mark.parametrize("probe", ["domains", "mastery", "min-k"])
+@pytest.mark.parametrize("probe", ["domains", "mastery", "min-k", "skills"])
 def test_every_probe_explains_itself(probe):
     done = regrow("probe", probe, "--help")
     assert done.returncode == 0 and "Usage" in done.stdout and "--resume" in done.stdout

@@ -23,12 +23,13 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         help="Ask a model what it knows, before anything is trained.\n\n"
         "`domains`: what it talks about when nobody asks. `mastery`: how well it knows each fact of a file. "
-        "`min-k`: whether it has seen a text. Each prints a table, writes its numbers and a page into the run folder, "
-        "and continues where it stopped when it is called again.",
+        "`min-k`: whether it has seen a text. `skills`: what learning one thing helps another. Each prints a table, "
+        "writes its numbers and a page into the run folder, and continues where it stopped when it is called again.",
     )
     probe.command(name="domains")(domains)
     probe.command(name="mastery")(mastery)
     probe.command(name="min-k")(min_k)
+    probe.command(name="skills")(skills)
     app.add_typer(probe)
 
 
@@ -142,3 +143,28 @@ def min_k(
             chosen, data, output, control=control, reference=reference, resume=resume_mode(resume)
         ).text()
     )  # fmt: skip
+
+
+def skills(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="Rows with a `domain` column, which names the skill.")],
+    output: Folder = OUT,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps on each skill (default 50).")] = None,
+    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
+    seed: Seed = None,
+    resume: ResumeOption = "auto",
+    recipe: RecipeFile = None,
+    set_: Sets = None,
+) -> None:
+    """Learn Skill-It's graph: train MODEL a few steps on each skill of DATA alone and see whose loss falls.
+
+    As many short trainings as there are skills; their models are thrown away. skills/graph.yaml is a recipe that
+    trains with the graph.
+    """
+    from regrow import probing
+
+    chosen = settings(
+        recipe, set_, model__model_name_or_path=model, data__path=data, probe__skills__steps=steps,
+        train__method=method, seed=seed,
+    )  # fmt: skip
+    print(probing.skills_with(chosen, output, resume=resume_mode(resume)).text())

@@ -40,6 +40,26 @@ def write_watched(corpus_dir: Path, rows: Sequence[Row], model_dir: Path, cfg: M
     return _write(corpus_dir, model_dir, whole, out / WATCHED, which=DIALOGUES, only=None, rows=rows)
 
 
+def write_rows(rows: Sequence[Row], model_dir: Path, cfg: MixConfig, path: Path) -> Counter[str]:
+    """Write rows of yours as token rows, to be measured while others are trained on.
+
+    Returns:
+        Tokens by domain.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder(model_dir, cfg)
+    tokens: Counter[str] = Counter()
+
+    def records() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            for row_id, example in encoder.examples(row):
+                tokens[row.domain] += len(example.ids)
+                yield record(row_id, "domain", row.domain, example.ids, example.weights)
+
+    write_parquet(path, records())
+    return tokens
+
+
 def write_part(
     corpus_dir: Path, model_dir: Path, cfg: MixConfig, path: Path, *, only: Collection[str]
 ) -> Counter[str]:

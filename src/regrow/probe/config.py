@@ -96,6 +96,17 @@ class DomainsConfig(Section):
     """As `grow.engine`; an engine on a server takes its address from `grow.server` and `grow.serve`."""
 
 
+class SkillsConfig(Section):
+    """Skill-It's graph of skills (arXiv 2307.14430): what does training on one help the others?"""
+
+    steps: int = Field(default=50, ge=1)
+    """Optimizer steps on each skill alone; enough that its own loss falls clearly [G]."""
+    holdout_rows: int = Field(default=16, ge=1)
+    """Rows of each skill that are measured on and not trained on; at most a quarter of a skill [G]."""
+    min_drop: float = Field(default=0.01, ge=0, lt=1)
+    """A smaller relative drop of a loss is no edge: nearly any training moves nearly any loss a little [G]."""
+
+
 class ProbeConfig(Section):
     """What a model knows, asked before anything is trained. Read by `regrow probe` only."""
 
@@ -104,3 +115,4 @@ class ProbeConfig(Section):
     min_k: MinKConfig = MinKConfig()
     mastery: MasteryConfig = MasteryConfig()
     domains: DomainsConfig = DomainsConfig()
+    skills: SkillsConfig = SkillsConfig()

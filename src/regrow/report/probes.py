@@ -15,7 +15,8 @@ from regrow.errors import RunError
 from regrow.report import charts, numbers
 from regrow.runs import read_manifest
 
-FILES = {"domains": "domains/domains.json", "mastery": "mastery/mastery.json", "min-k": "min-k/min_k.json"}
+FILES = {"domains": "domains/domains.json", "mastery": "mastery/mastery.json", "min-k": "min-k/min_k.json",
+         "skills": "skills/skills.json"}  # fmt: skip
 CATEGORIES = ("HighlyKnown", "MaybeKnown", "WeaklyKnown", "Unknown")
 MEANING = {
     "HighlyKnown": "right in every few-shot prompt",
@@ -38,7 +39,7 @@ def text_table(probe: str, facts: dict[str, Any]) -> str:
     """A probe's result for the terminal.
 
     Args:
-        probe: ``domains``, ``mastery`` or ``min-k``.
+        probe: ``domains``, ``mastery``, ``min-k`` or ``skills``.
         facts: What stands in its JSON file.
     """
     head, tables, notes = _VIEWS[probe](facts)
@@ -181,6 +182,27 @@ def _min_k(facts: dict[str, Any]) -> View:
     return head, [("Scores", columns, rows)], notes
 
 
+def _skills(facts: dict[str, Any]) -> View:
+    names = facts["skills"]
+    graph = [[i, *(numbers.level(facts["graph"][i][j], "share") if facts["graph"][i][j] else "0" for j in names)]
+             for i in names]  # fmt: skip
+    losses = [["before", *(f"{facts['before'][j]:.3f}" for j in names)]]
+    losses += [[f"after {i}", *(f"{facts['after'][i][j]:.3f}" for j in names)] for i in names]
+    tables = [
+        ("How much training on a row's skill lowers the loss of a column's", ["trained on", *names], graph),
+        ("Loss on held-out rows, nats a token", ["", *names], losses),
+    ]
+    edges = sum(facts["graph"][i][j] > 0 for i in names for j in names if i != j)
+    notes = [
+        f"{edges} of {len(names) * (len(names) - 1)} edges between different skills. One training of {facts['steps']} "
+        "steps a skill and no intervals: another seed moves small drops.",
+        "To train with the graph: --recipe skills/graph.yaml of this folder.",
+    ]
+    if facts["diagnosis"]:
+        notes.append(f"Of no use as it is: {facts['diagnosis']}.")
+    return f"skills: what training on one of {len(names)} helps the others (Skill-It)", tables, notes
+
+
 def _mastery_chart(facts: dict[str, Any]) -> Markup:
     styles = dict(zip(CATEGORIES, (4, 2, 5, 1), strict=True))
     parts = [(f"{c}: {facts['counts'][c]:,}", float(facts["counts"][c]), f"mark a{styles[c]}") for c in CATEGORIES]
@@ -205,5 +227,5 @@ def _domains_chart(facts: dict[str, Any]) -> Markup:
     return Markup('<ul class="domains">{}</ul>').format(rows)
 
 
-_VIEWS = {"mastery": _mastery, "domains": _domains, "min-k": _min_k}
+_VIEWS = {"mastery": _mastery, "domains": _domains, "min-k": _min_k, "skills": _skills}
 _CHARTS = {"mastery": _mastery_chart, "domains": _domains_chart}
