@@ -46,6 +46,7 @@ def talk(
         loaded[arm] = (load_model(whole), load_tokenizer(whole))
     start = [{"role": "system", "content": system}] if system else []
     history = {arm: list(start) for arm in loaded}
+    asked = 0
     print("Type a message; /reset forgets the dialogue, /quit leaves.")
     while True:
         try:
@@ -60,6 +61,7 @@ def talk(
             continue
         if not said:
             continue
+        asked += 1
         for arm, (model, tokenizer) in loaded.items():
             history[arm].append({"role": "user", "content": said})
             print(f"{arm}> ", end="", flush=True)
@@ -69,6 +71,7 @@ def talk(
                 history[arm],
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
+                seed=asked,  # the same question again is another draw
                 on_text=lambda piece: print(piece, end="", flush=True),
             )
             print()

@@ -189,6 +189,10 @@ def test_drops_are_counted_by_stage(page: Page, run: Path) -> None:
     assert str(refusals) in [e.text for e in page.all("dd")]
 
 
+def test_a_choice_is_shown_with_what_it_was_chosen_from(page: Page) -> None:
+    assert "Pick one: something else / " in page.text(), "nobody wrote the answer: it was the likeliest of these"
+
+
 def test_size_is_bounded_with_many_items(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", n_items=10_000, children=(20, 6, 4, 3))
     records = (run / "eval" / "records.jsonl").read_text().replace("see help()", "see help() " + "long answer " * 60)

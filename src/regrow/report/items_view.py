@@ -13,6 +13,7 @@ from regrow.report.numbers import is_number
 
 MAX_QUESTION_CHARS = 700
 MAX_ANSWER_CHARS = 360
+MAX_CHOICE_CHARS = 60
 MAX_ITEMS_BYTES = 2_000_000
 PLAIN_LIST = 60
 """Items in the list that works without JavaScript."""
@@ -102,6 +103,12 @@ def question_of(item: dict[str, Any]) -> str:
     return clip("\n".join(f"{m.get('role')}: {m.get('content')}" for m in said), MAX_QUESTION_CHARS)
 
 
+def _choices(item: dict[str, Any]) -> str:
+    """What a multiple-choice item was chosen from: the models wrote none of it, they found it likeliest."""
+    choices = [clip(str(c), MAX_CHOICE_CHARS) for c in item.get("choices") or []]
+    return f"\nPick one: {' / '.join(choices)}" if choices else ""
+
+
 def _reference(item: dict[str, Any]) -> str:
     choices, index = item.get("choices") or [], item.get("answer_index", -1)
     if choices and isinstance(index, int) and 0 <= index < len(choices):
@@ -136,7 +143,7 @@ def load_items(run: RunData, *, max_bytes: int = MAX_ITEMS_BYTES) -> ItemsView:
                 id=key[1],
                 suite=key[0],
                 domain=str(by_arm[BASE].get("domain") or item.get("domain") or ""),
-                question=question_of(item),
+                question=question_of(item) + _choices(item),
                 reference=_reference(item),
                 answers=[
                     Answer(arm, clip(by_arm[arm].get("output") or "", MAX_ANSWER_CHARS), right[arm])
