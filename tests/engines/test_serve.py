@@ -67,11 +67,18 @@ def pids(tmp_path: Path) -> list[int]:
     return json.loads((tmp_path / "pids").read_text())
 
 
+def alive(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(numbers: list[int]) -> bool:
     """Whether these processes end, within a generous while."""
     until = time.monotonic() + WAIT_S
     while time.monotonic() < until:
-        if not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in numbers):
+        if not any(map(alive, numbers)):
             return True
         time.sleep(0.05)
     return False
