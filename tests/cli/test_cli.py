@@ -231,6 +231,18 @@ def test_chat_answers_with_each_model(tiny_model_dir, tmp_path):
     assert "you> " in done.stdout and f"{tiny_model_dir.name}> " in done.stdout
 
 
+def test_the_same_question_again_is_another_draw(tiny_model_dir, monkeypatch, capsys):
+    import regrow.models.generate as generate
+    from regrow.chat import talk
+
+    seeds = []
+    monkeypatch.setattr(generate, "chat_once", lambda *_, seed, **__: str(seeds.append(seed)))
+    said = iter(["hello", "/reset", "hello", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    talk(tiny_model_dir, temperature=1.0)
+    assert len(seeds) == len(set(seeds)) == 2
+
+
 def test_env_names_versions_and_this_machine():
     done = regrow("env")
     assert "torch" in done.stdout and "transformers" in done.stdout and "Traceback" not in done.stderr

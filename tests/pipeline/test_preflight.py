@@ -81,6 +81,17 @@ def test_a_model_that_lacks_weights(recipe_of, tiny_model_dir, tmp_path, monkeyp
         resolve_model(str(tiny_vocabulary_gguf(tiny_model_dir, tmp_path / "words.gguf")))
 
 
+def test_a_chat_template_that_cannot_be_split(recipe_of, tiny_model_dir, tmp_path):
+    odd = shutil.copytree(tiny_model_dir, tmp_path / "odd")
+    for file in odd.glob("chat_template*"):
+        file.unlink()
+    config = json.loads((odd / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for m in messages | reverse %}{{ m.content | upper }}{% endfor %}"
+    (odd / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(RegrowError, match="template"):
+        estimate(recipe_of(model=odd, data=tmp_path / "there is no such data"))
+
+
 def test_a_model_that_is_code(recipe_of, tiny_model_dir, tmp_path):
     own = shutil.copytree(tiny_model_dir, tmp_path / "own")
     config = json.loads((own / "config.json").read_text())
