@@ -88,7 +88,7 @@ def test_a_chat_template_that_cannot_be_split(recipe_of, tiny_model_dir, tmp_pat
     config = json.loads((odd / "tokenizer_config.json").read_text())
     config["chat_template"] = "{% for m in messages | reverse %}{{ m.content | upper }}{% endfor %}"
     (odd / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(RegrowError, match="template"):
+    with pytest.raises(ModelError, match="chat template"):  # and not DataError: the data come after
         estimate(recipe_of(model=odd, data=tmp_path / "there is no such data"))
 
 
