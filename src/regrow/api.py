@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from regrow.arms import PLAIN, REPLAY, ratio_in
 from regrow.compare import compare, compare_sequence
 from regrow.data import read_data
-from regrow.errors import DataError, RunError
+from regrow.errors import DataError, RecipeError, RunError
+from regrow.loops.pilot import with_pilot
 from regrow.outputs import check_new, own_folder
 from regrow.pipeline import RunResult, read_items, sentence_encoder
 from regrow.pipeline import run as _run
@@ -66,6 +67,7 @@ def tune(
     method: Literal["full", "lora"] | None = None,
     epochs: float | None = None,
     compare: bool = True,
+    auto: bool = False,
     seed: int = 0,
     settings: Settings | None = None,
     resume: Resume = "auto",
@@ -80,6 +82,7 @@ def tune(
         method: Train all weights or LoRA adapters.
         epochs: Passes over ``data``.
         compare: Also train on ``data`` alone, so that the report can show what replay saved.
+        auto: Let a pilot on some of the rows choose the replay ratio and the topics' shares (recipe section ``auto``).
         seed: All randomness comes from it.
         settings: Any other recipe keys.
         resume: ``auto``, ``always`` or ``never``; see `regrow.runs.open_run`.
@@ -97,7 +100,9 @@ def tune(
         compare=compare,
         seed=seed,
     )
-    return _run(recipe, output, resume=resume)
+    if auto and replay_ratio is not None:
+        raise RecipeError("auto chooses the replay ratio", where="replay_ratio", hint="give one of the two")
+    return _run(with_pilot(recipe) if auto else recipe, output, resume=resume)
 
 
 def sweep(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 BASE = "base"
 PLAIN = "sft"
 REPLAY = "regrow"
@@ -22,3 +24,8 @@ def ratio_in(arm: str) -> float | None:
         return float(arm.removeprefix(AT_RATIO))
     except ValueError:
         return None
+
+
+def arms_of(names: Sequence[str]) -> list[str]:
+    """Arm names for a list of models: base, then after, after-2, ..."""
+    return [BASE, *("after" if i == 0 else f"after-{i + 1}" for i in range(len(names) - 1))]

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regrow.arms import arms_of
 from regrow.data import read_data
 from regrow.errors import DataError
 from regrow.evaluate.config import EvalConfig
 from regrow.outputs import own_folder
-from regrow.pipeline import arms_of, read_items, sentence_encoder
+from regrow.pipeline import read_items, sentence_encoder
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:

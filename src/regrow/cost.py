@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.arms import PLAIN
-from regrow.data import read_data, split_data
-from regrow.pipeline import best_rows, grow_budget
+from regrow.data import best_rows, read_data, split_data
+from regrow.loops.pilot import pilot_recipe, pilot_rows
+from regrow.pipeline import grow_budget
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Cost:
         train_tokens: Arm -> tokens that pass through training, all epochs.
         seconds: Stage -> estimated seconds on this machine.
         load: Share of the cores (0..1) that other work kept busy just before the speeds were measured.
+        pilot_rows, pilot_trainings: Size of the pilot, 0 without one; its tokens are in the other numbers.
         disk_bytes: What the run folder will hold.
     """
 
@@ -47,6 +49,8 @@ class Cost:
     speeds: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     load: float = 0.0
+    pilot_rows: int = 0
+    pilot_trainings: int = 0
 
     def text(self) -> str:
         """Amounts, for the terminal."""
@@ -60,6 +64,11 @@ class Cost:
         lines.append(f"  to grow             {self.grown_tokens:,} tokens kept, about {self.sampled_tokens:,} sampled")
         for arm, tokens in self.train_tokens.items():
             lines.append(f"  to train ({arm + ')':<9} {tokens:,} tokens")
+        if self.pilot_rows:
+            lines.append(
+                f"  of it the pilot     {self.pilot_rows:,} rows, {self.train_tokens['pilot']:,} tokens to train in "
+                f"{self.pilot_trainings} trainings; it may choose another replay ratio than is counted here"
+            )
         lines.append(
             f"  disk                {self.disk_bytes / 2**30:.1f} GiB of {self.disk_free / 2**30:.0f} GiB free"
         )
@@ -120,8 +129,17 @@ def estimate(recipe: Recipe) -> Cost:
         more = 1 + recipe.regrowth.tokens / max(1, expected.kept_tokens)  # the budget of regrowth, if it is all spent
         grown, sampled = round(expected.kept_tokens * more), round(expected.sampled_tokens * more)
     tokens = {arm: int(domain * recipe.epochs_of(arm) / (1 - ratio)) for arm, ratio in arms.items()}
+    pilot = pilot_rows(train, recipe.auto, recipe.seed) if recipe.auto.pilot_rows else []
+    if pilot:
+        inner = pilot_recipe(recipe)
+        tried = inner.sweep.replay_ratios
+        own = count_tokens(pilot, model.path, recipe.mix) * (1 - float(inner.data.test_size))
+        tokens["pilot"] = sum(int(own * epochs / (1 - ratio)) for ratio in tried)
+        expected = estimate_cost(grow_budget(inner, model.path, pilot))
+        grown, sampled = grown + round(expected.kept_tokens), sampled + round(expected.sampled_tokens)
     weights = sum(p.stat().st_size for p in model.path.glob("*.safetensors"))
-    saved = weights * (len(arms) if recipe.train.method == "full" else 0.1 * len(arms))
+    models = len(arms) + (len(recipe.auto.replay_ratios) if pilot else 0)  # a pilot's are thrown away at its end
+    saved = weights * (models if recipe.train.method == "full" else 0.1 * models)
     checkpoint = 3 * weights if recipe.train.method == "full" else 0.1 * weights
     return Cost(
         rows=len(train),
@@ -134,6 +152,8 @@ def estimate(recipe: Recipe) -> Cost:
         train_tokens=tokens,
         disk_bytes=int(saved + checkpoint + grown * stored),
         disk_free=shutil.disk_usage(Path.cwd()).free,
+        pilot_rows=len(pilot),
+        pilot_trainings=len(recipe.auto.replay_ratios) if pilot else 0,
     )
 
 

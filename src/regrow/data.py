@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from regrow.recipe import Recipe
 from regrow.runs import file_sha256
 
 if TYPE_CHECKING:
+    from regrow.rows.quality import QualityConfig
     from regrow.rows.readers import ReadResult
     from regrow.rows.row import Row
 
@@ -80,3 +82,22 @@ def source_hash(path: str) -> dict[str, str]:
     if root.is_dir():
         return {str(p.relative_to(root)): file_sha256(p) for p in sorted(root.rglob("*")) if p.is_file()}
     return {}
+
+
+def best_rows(rows: list[Row], cfg: QualityConfig) -> list[Row]:
+    """The rows that read most like the reference."""
+    from regrow.rows.quality import NGramModel, best
+    from regrow.rows.readers import read_rows
+    from regrow.rows.validate import content_text
+
+    assert cfg.reference is not None
+    texts = (content_text(m["content"]) for row in read_rows(cfg.reference).rows for m in row.messages)
+    return best(rows, NGramModel(texts), cfg.keep)
+
+
+def read_back(path: Path) -> list[Row]:
+    """Rows that a stage of ours wrote."""
+    from regrow.rows.row import Row
+
+    with path.open(encoding="utf-8") as f:
+        return [Row.from_dict(json.loads(line)) for line in f]

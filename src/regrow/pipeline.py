@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY
-from regrow.data import read_data, source_hash, split_data
+from regrow.data import best_rows, read_back, read_data, source_hash, split_data
 from regrow.evaluate.config import AFTER_SUITES
 from regrow.progress import note
-from regrow.recipe import Recipe, dump_recipe
+from regrow.recipe import Recipe, dump_recipe, parse_recipe
 from regrow.runs import Resume, Run, StageResult, open_run
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from regrow.loops.regrowth import Grounds
     from regrow.models.embed import Encoder
     from regrow.models.load import ResolvedModel
-    from regrow.rows.quality import QualityConfig
     from regrow.rows.row import Row
 
 GROW_SPARE = 1.3
@@ -92,7 +91,9 @@ def planned(recipe: Recipe) -> list[str]:
     """The stages that a recipe will go through, in order."""
     arms = list(recipe.arm_ratios())
     return [
-        *("data", "suites"),
+        "data",
+        *(("pilot",) if recipe.auto.pilot_rows else ()),
+        "suites",
         *(("grow", "corpus") if set(arms) - {PLAIN} else ()),
         *(f"{stage}/{arm}" for arm in arms for stage in ("mix", "train")),
         *(("merge/interpolate",) if INTERPOLATE in (recipe.arms or []) else ()),
@@ -129,11 +130,15 @@ class _Chain:
         return {name: section.model_dump(mode="json"), "model": self.model.revision, "seed": self.seed, **more}
 
     def go(self) -> RunResult:
-        recipe, run = self.recipe, self.run
-        run.plan = planned(recipe)
+        run = self.run
+        run.plan = planned(self.recipe)
         data = self.data()
         train_rows = read_back(data.path / "train.jsonl")
         heldout = read_back(data.path / "heldout.jsonl")
+        if self.recipe.auto.pilot_rows:
+            self.recipe = self.pilot(data, train_rows)
+            run.plan = ["data", "pilot", *planned(self.recipe)[1:]]
+        recipe = self.recipe
         suites = self.suites(data, heldout)
         corpus = regrowth = None
         ratios = recipe.arm_ratios()
@@ -192,6 +197,25 @@ class _Chain:
         if recipe.data.quality.reference is not None:
             inputs["reference"] = source_hash(recipe.data.quality.reference)
         return self.run.stage("data", inputs, work)
+
+    def pilot(self, data: StageResult, rows: list[Row]) -> Recipe:
+        """The recipe with what a pilot on some of the rows chose."""
+        from regrow.loops.pilot import PILOT, apply_choice, choose, pilot_recipe, pilot_rows
+        from regrow.rows.writers import write_jsonl
+
+        drawn = pilot_rows(rows, self.recipe.auto, self.seed)
+        inner = pilot_recipe(self.recipe)
+
+        def work(folder: Path) -> dict[str, Any]:
+            write_jsonl(drawn, folder / "rows.jsonl")
+            done = run(parse_recipe(dump_recipe(inner), options={"data.path": str(folder / "rows.jsonl")}),
+                       folder / PILOT)  # fmt: skip
+            return choose(self.recipe, done.path, done.results, rows=len(drawn), of=len(rows)).to_dict()
+
+        chosen = self.run.stage("pilot", self.inputs("recipe", inner, data=data.output_hash), work)
+        for line in chosen.facts["why"]:
+            note(f"pilot: {line}")
+        return apply_choice(self.recipe, chosen.facts)
 
     def suites(self, data: StageResult, heldout: list[Row]) -> StageResult:
         from regrow.evaluate.stage import CACHE, build_suites
@@ -391,33 +415,9 @@ def sentence_encoder(recipe: Recipe) -> Encoder | None:
     return None if recipe.grow.encoder == "none" else load_encoder(recipe.grow.encoder)
 
 
-def best_rows(rows: list[Row], cfg: QualityConfig) -> list[Row]:
-    """The rows that read most like the reference."""
-    from regrow.rows.quality import NGramModel, best
-    from regrow.rows.readers import read_rows
-    from regrow.rows.validate import content_text
-
-    assert cfg.reference is not None
-    texts = (content_text(m["content"]) for row in read_rows(cfg.reference).rows for m in row.messages)
-    return best(rows, NGramModel(texts), cfg.keep)
-
-
-def read_back(path: Path) -> list[Row]:
-    """Rows that a stage of ours wrote."""
-    from regrow.rows.row import Row
-
-    with path.open(encoding="utf-8") as f:
-        return [Row.from_dict(json.loads(line)) for line in f]
-
-
 def read_items(path: Path) -> list[Item]:
     """Evaluation items that a stage of ours wrote."""
     from regrow.evaluate.items import Item
 
     with path.open(encoding="utf-8") as f:
         return [Item(**json.loads(line)) for line in f]
-
-
-def arms_of(names: Sequence[str]) -> list[str]:
-    """Arm names for a list of models: base, then after, after-2, ..."""
-    return ["base", *("after" if i == 0 else f"after-{i + 1}" for i in range(len(names) - 1))]

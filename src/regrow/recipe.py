@@ -17,7 +17,7 @@ from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
 from regrow.grow.config import GrowConfig
-from regrow.loops.config import RegrowthConfig, SweepConfig
+from regrow.loops.config import AutoConfig, RegrowthConfig, SweepConfig
 from regrow.mix.config import MixConfig
 from regrow.models.config import ModelConfig
 from regrow.probe.config import ProbeConfig
@@ -65,6 +65,7 @@ class Recipe(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     probe: ProbeConfig = ProbeConfig()
+    auto: AutoConfig = AutoConfig()
     grow: GrowConfig = GrowConfig()
     curate: CurateConfig = CurateConfig()
     mix: MixConfig = MixConfig()
@@ -99,6 +100,8 @@ class Recipe(Section):
             raise ValueError("sweep.replay_ratios says which models there are; leave arms and compare out")
         if self.train.mixture.controller == "forgetting":
             raise ValueError("sweep.replay_ratios compares fixed ratios, without train.mixture.controller: forgetting")
+        if self.auto.pilot_rows:
+            raise ValueError("sweep.replay_ratios tries ratios on all of your data; leave auto.pilot_rows out")
         if self.sweep.equal_tokens and self.mix.replay_unit != "tokens":
             raise ValueError("sweep.equal_tokens counts tokens; set mix.replay_unit: tokens")
         return self

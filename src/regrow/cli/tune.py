@@ -10,6 +10,8 @@ import typer
 from regrow.cli.common import RecipeFile, ResumeOption, Seed, Sets, resume_mode, settings
 
 RATIOS = "0,0.01,0.05,0.1,0.2,0.4"
+Method = Annotated[str | None, typer.Option(help="full or lora.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over your data.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -30,8 +32,16 @@ def tune(
     replay_ratio: Annotated[
         float | None, typer.Option(help="Share of the training tokens that is replay. Default 0.2.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over your data.")] = None,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="First a pilot on some of the rows, which chooses the replay ratio and each topic's share of the "
+            "corpus, and says why.",
+        ),
+    ] = False,
+    method: Method = None,
+    epochs: Epochs = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     set_: Sets = None,
@@ -41,6 +51,11 @@ def tune(
 
     Run the same command again after a crash and it continues.
     """
+    from regrow.errors import RecipeError
+    from regrow.loops.pilot import with_pilot
+
+    if auto and replay_ratio is not None:
+        raise RecipeError("--auto chooses the replay ratio", where="--replay-ratio", hint="give one of the two")
     chosen = settings(
         recipe,
         set_,
@@ -52,7 +67,7 @@ def tune(
         train__num_train_epochs=epochs,
         seed=seed,
     )
-    _go(chosen, output, resume)
+    _go(with_pilot(chosen) if auto else chosen, output, resume)
 
 
 def sweep(
@@ -69,8 +84,8 @@ def sweep(
             "--equal-tokens", help="As many training tokens for all: less replay means more passes over your data."
         ),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="full or lora.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over your data.")] = None,
+    method: Method = None,
+    epochs: Epochs = None,
     seed: Seed = None,
     recipe: RecipeFile = None,
     set_: Sets = None,

@@ -1,4 +1,4 @@
-"""The recipe sections ``regrowth`` and ``sweep``."""
+"""The recipe sections ``auto``, ``regrowth`` and ``sweep``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,34 @@ from pydantic import Field, field_validator
 
 from regrow.arms import at_ratio
 from regrow.section import Section
+
+
+def _comparable(ratios: list[float]) -> list[float]:
+    if odd := [r for r in ratios if not 0 <= r < 1]:
+        raise ValueError(f"{odd[0]:g} is no share of the tokens; ratios are 0 or more and less than 1")
+    if 0 not in ratios or len(ratios) < 2:
+        raise ValueError("0, the plain model that the others are compared with, and one ratio more are needed")
+    if len({at_ratio(r) for r in ratios}) < len(ratios):
+        raise ValueError("a ratio stands twice")
+    return sorted(ratios)
+
+
+class AutoConfig(Section):
+    """A pilot on some of your rows chooses the replay ratio and what the corpus is about (``regrow tune --auto``)."""
+
+    pilot_rows: int = Field(default=0, ge=0)
+    """Rows of the pilot, drawn from those to train on: at most half of them, at least 40. 0: no pilot."""
+    replay_ratios: list[float] = Field(default_factory=lambda: [0.0, 0.1, 0.2, 0.4])
+    """The ratios that the pilot tries, a training each; 0 among them. The one it chooses stands in place of
+    ``mix.replay_ratio``."""
+    watch_dialogues: int = Field(default=2, ge=0)
+    """Dialogues of each topic on which the pilot measures what plain fine-tuning forgets; topics that it forgets more
+    of get a larger share of the corpus (by ``train.mixture.tilt``). 0: equal shares, or those of ``grow.quota``."""
+
+    @field_validator("replay_ratios")
+    @classmethod
+    def _known(cls, ratios: list[float]) -> list[float]:
+        return _comparable(ratios)
 
 
 class RegrowthConfig(Section):
@@ -41,13 +69,5 @@ class SweepConfig(Section):
 
     @field_validator("replay_ratios")
     @classmethod
-    def _comparable(cls, ratios: list[float]) -> list[float]:
-        if not ratios:
-            return ratios
-        if odd := [r for r in ratios if not 0 <= r < 1]:
-            raise ValueError(f"{odd[0]:g} is no share of the tokens; ratios are 0 or more and less than 1")
-        if 0 not in ratios or len(ratios) < 2:
-            raise ValueError("a sweep needs 0, the plain model that the others are compared with, and one ratio more")
-        if len({at_ratio(r) for r in ratios}) < len(ratios):
-            raise ValueError("a ratio stands twice")
-        return sorted(ratios)
+    def _known(cls, ratios: list[float]) -> list[float]:
+        return _comparable(ratios) if ratios else ratios

@@ -80,6 +80,8 @@ class Report:
         body = "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
         notes = "".join(f"- {n}\n" for n in told["notes"])
         ratios = "\n".join(sweep.text(self.run))
+        pilot = sections.pilot(self.run)
+        notes += "".join(f"- pilot: {reason}\n" for reason in (pilot or {"why": []})["why"])
         return f"{told['word']}: {told['sentence']}\n\n{body}\n\n{notes}" + (f"\n{ratios}\n" if ratios else "")
 
     def _repr_html_(self) -> str:
@@ -161,6 +163,7 @@ def _render(run: RunData, items: ItemsView, corpus: CorpusView | None) -> str:
     script = _asset("page.js")
     ratios = sweep.sweep(run)
     shown: dict[str, Any] = {
+        "pilot": sections.pilot(run),
         "sweep": ratios,
         "tradeoff": None if ratios and ratios["chart"] else sections.tradeoff(run),
         "headline": sections.headline(run),
@@ -227,6 +230,7 @@ def _render(run: RunData, items: ItemsView, corpus: CorpusView | None) -> str:
 
 def _toc(shown: dict[str, Any]) -> list[tuple[str, str]]:
     parts = [
+        ("pilot", "Chosen by a pilot", shown["pilot"]),
         ("sweep", "Replay ratios", shown["sweep"]),
         ("result", "Learned against kept", shown["tradeoff"] or shown["headline"]),
         ("suites", "Every suite", shown["suites"]),

@@ -242,6 +242,14 @@ def suite_rows(run: RunData) -> list[dict[str, Any]]:
     return rows
 
 
+def pilot(run: RunData) -> dict[str, Any] | None:
+    """What a pilot chose for this run and why; None where there was none."""
+    facts = run.stage("pilot").get("facts") or {}
+    if not isinstance(facts.get("why"), list):
+        return None
+    return {"why": [str(reason) for reason in facts["why"]], "ratio": numbers.level(facts.get("ratio"), "share")}
+
+
 def _fine(value: Any, unit: str) -> str:
     """A small absolute difference; a true zero and a tiny number must not look alike."""
     if not is_number(value):
