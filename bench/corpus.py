@@ -47,7 +47,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grow import machine, settings
+from grow import generate_level, machine, settings
 
 BASE = "generate, tree"
 PEERS = Path(__file__).with_name("peers")
@@ -190,32 +190,14 @@ def by_generate(model: Any, cfg: Any, tokenizer: Any, batch: int) -> Sample:
     from regrow.grow.script import ChatScript
 
     script = ChatScript(cfg, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     def sample(seed: int, layer: int, siblings: int, goes_on: bool, asked: Asked) -> list[list[Ids]]:
         torch.manual_seed(1000 * seed + layer)
-        params = script.params(layer)
-        found: list[list[Ids]] = []
-        per_call = max(1, batch // siblings)
-        for first in range(0, len(asked), per_call):
-            part = [prompt for _, prompt in asked[first : first + per_call]]
-            longest = max(map(len, part))
-            ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in part], device=model.device)
-            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in part], device=model.device)
-            out = model.generate(
-                input_ids=ids, attention_mask=mask, do_sample=True, temperature=params.temperature,
-                top_p=params.top_p, top_k=params.top_k, num_return_sequences=siblings,
-                max_new_tokens=params.max_new_tokens, pad_token_id=pad, eos_token_id=list(params.stop_token_ids),
-            )  # fmt: skip
-            rows = [_until(row, params.stop_token_ids) for row in out[:, longest:].tolist()]
-            found += [rows[i : i + siblings] for i in range(0, len(rows), siblings)]
-        return found
+        prompts = [prompt for _, prompt in asked]
+        rows = generate_level(model, tokenizer, prompts, siblings, script.params(layer), batch)
+        return [rows[i : i + siblings] for i in range(0, len(rows), siblings)]
 
     return sample
-
-
-def _until(row: Ids, stops: Sequence[int]) -> Ids:
-    return row[: next((i for i, t in enumerate(row) if t in stops), len(row))]
 
 
 def by_openvino(weights: Path, cfg: Any, tokenizer: Any, batch: int, *, one_by_one: bool) -> Sample:

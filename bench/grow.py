@@ -117,32 +117,41 @@ def regrow_arm(cfg: Any, engine: Any, tokenizer: Any, shape: Sequence[int]) -> C
     return run
 
 
+def generate_level(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], siblings: int, params: Any, batch: int
+) -> list[list[int]]:
+    """`model.generate` in batches; ``siblings`` turns for each prompt, one prompt's after another's, each up to where
+    it ends."""
+    import torch
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    found: list[list[int]] = []
+    per_call = max(1, batch // siblings)
+    for first in range(0, len(prompts), per_call):
+        part = prompts[first : first + per_call]
+        longest = max(map(len, part))
+        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in part], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in part], device=model.device)
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=True, temperature=params.temperature,
+            top_p=params.top_p, top_k=params.top_k, num_return_sequences=siblings,
+            max_new_tokens=params.max_new_tokens, pad_token_id=pad, eos_token_id=list(params.stop_token_ids),
+        )  # fmt: skip
+        found += [until(row, params.stop_token_ids) for row in out[:, longest:].tolist()]
+    return found
+
+
+def until(ids: list[int], stops: Sequence[int]) -> list[int]:
+    """The tokens before the first one that ends a turn."""
+    return ids[: next((i for i, token in enumerate(ids) if token in stops), len(ids))]
+
+
 def generate_arm(cfg: Any, model: Any, tokenizer: Any, shape: Sequence[int], batch: int) -> Callable[[int], Result]:
     import torch
 
     from regrow.grow.script import ChatScript, prompt_ids, root_prompt
 
     script = ChatScript(cfg, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-    def sample(prompts: list[tuple[int, ...]], siblings: int, layer: int) -> list[list[int]]:
-        params = script.params(layer)
-        found: list[list[int]] = []
-        per_call = max(1, batch // siblings)
-        for first in range(0, len(prompts), per_call):
-            part = prompts[first : first + per_call]
-            longest = max(map(len, part))
-            ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in part], device=model.device)
-            mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in part], device=model.device)
-            out = model.generate(
-                input_ids=ids, attention_mask=mask, do_sample=True, temperature=params.temperature,
-                top_p=params.top_p, top_k=params.top_k, num_return_sequences=siblings,
-                max_new_tokens=params.max_new_tokens, pad_token_id=pad, eos_token_id=list(params.stop_token_ids),
-            )  # fmt: skip
-            for row in out[:, longest:].tolist():
-                end = next((i for i, t in enumerate(row) if t in params.stop_token_ids), len(row))
-                found.append(row[:end])
-        return found
 
     def run(seed: int) -> Result:
         torch.manual_seed(seed)
@@ -151,7 +160,7 @@ def generate_arm(cfg: Any, model: Any, tokenizer: Any, shape: Sequence[int], bat
         paths = [(root_prompt(cfg, topic), []) for topic in cfg.topics]
         for layer, siblings in enumerate(shape, 1):
             prompts = [prompt_ids(script, root, contents) for root, contents in paths]
-            contents = sample(prompts, siblings, layer)
+            contents = generate_level(model, tokenizer, prompts, siblings, script.params(layer), batch)
             prefill += siblings * sum(map(len, prompts))
             paths = [
                 (root, [*above, contents[i * siblings + k]])

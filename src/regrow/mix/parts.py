@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from regrow.mix.config import MixConfig
-from regrow.mix.grown import GrownRows
 from regrow.mix.mixtures import WATCHED
 from regrow.mix.stage import Encoder, scratch_in
 from regrow.mix.table import record, write_parquet
@@ -79,15 +77,7 @@ def _write(
     tokens: Counter[str] = Counter()
     encoder = Encoder(model_dir, cfg)
     with scratch_in(path.parent) as scratch:
-        grown = GrownRows(
-            corpus_dir,
-            encoder.tokenizer,
-            lru_cache(maxsize=1)(encoder.turns),
-            cfg,
-            dropped=encoder.dropped,
-            shortened=encoder.shortened,
-            which=which,
-        )
+        grown = encoder.dialogues(corpus_dir, which=which)
         chosen = [i for i, p in enumerate(grown.paths) if only is None or p.id in only]
         if not chosen:
             return tokens

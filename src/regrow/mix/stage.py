@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +91,18 @@ class Encoder:
 
             self._turns = derive_turns(self.tokenizer)
         return self._turns
+
+    def dialogues(self, corpus_dir: Path, *, which: str | None = None) -> GrownRows:
+        """The dialogues of a corpus under the same tokenizer, counted with the rest (see `regrow.mix.grown`)."""
+        return GrownRows(
+            corpus_dir,
+            self.tokenizer,
+            self.turns,
+            self.cfg,
+            dropped=self.dropped,
+            shortened=self.shortened,
+            which=which,
+        )
 
     def examples(self, row: Row) -> list[tuple[str, TokenRow]]:
         """``(id, token row)`` of a row: one, several for a long text, none when it cannot be used (counted)."""
@@ -213,14 +224,7 @@ def mix(
         bundles: list[Bundle] = []
         saved: dict[str, Any] = {}
         if corpus_dir is not None and cfg.replay_ratio > 0:
-            replay = GrownRows(
-                corpus_dir,
-                encoder.tokenizer,
-                lru_cache(maxsize=1)(encoder.turns),
-                cfg,
-                dropped=encoder.dropped,
-                shortened=encoder.shortened,
-            )
+            replay = encoder.dialogues(corpus_dir)
             chosen = _choose(replay, cfg, sizes, seed, nested=nested)
             replay.load(chosen, scratch)
             bundles, saved = _bundles(replay, chosen, cfg)
