@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -45,6 +46,16 @@ def test_merged_equals_adapted(adapter: Path, tiny_model_dir: Path, tmp_path: Pa
     assert (merged - logits(load_model(tiny_model_dir))).abs().max() > 0.01, "the adapter changes something"
     assert load_tokenizer(out).chat_template
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_model_has_the_usual_permissions(adapter: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        out = merge_adapter(adapter, tmp_path / "merged")
+    finally:
+        os.umask(before)
+    assert (out / "model.safetensors").is_file()
+    assert {oct(p.stat().st_mode & 0o777) for p in out.iterdir()} == {"0o640"}
 
 
 def test_merged_keeps_the_number_format_of_the_base(adapter: Path, tiny_model_dir: Path, tmp_path: Path) -> None:

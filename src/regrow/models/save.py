@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrow.errors import ModelError
 from regrow.models.card import write_model_card
 from regrow.models.gguf_export import export_gguf
+from regrow.rows.writers import atomic_folder
 
 if TYPE_CHECKING:
     from regrow.models.load import ResolvedModel
@@ -90,16 +90,12 @@ def merge_adapter(
         ) from error
     own = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     tokenizer = load_tokenizer(adapter if own else base.path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.parent / f".{out.name}.{os.getpid()}.tmp"
-    try:
+
+    def write(tmp: Path) -> None:
         merged.to(getattr(torch, stored)).save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
-        tmp.replace(out)
-    finally:
-        if tmp.exists():
-            shutil.rmtree(tmp)
-    return out
+
+    return atomic_folder(out, write)
 
 
 def _stored_dtype(folder: Path) -> str:

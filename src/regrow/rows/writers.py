@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,34 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         tmp.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def atomic_folder(out: Path, write: Callable[[Path], None]) -> Path:
+    """Let ``write`` fill a hidden folder beside ``out``, then put it in its place; an older ``out`` goes.
+
+    The files can be read by whom the system's umask lets; safetensors makes its own for the owner alone.
+    """
+    tmp = out.with_name(f".{out.name}.tmp")
+    if tmp.exists():  # left by a killed run
+        shutil.rmtree(tmp)
+    tmp.mkdir(parents=True)
+    try:
+        (tmp / ".mode").touch()
+        mode = (tmp / ".mode").stat().st_mode
+        (tmp / ".mode").unlink()
+        write(tmp)
+        for path in tmp.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        if out.exists():
+            shutil.rmtree(out)
+        tmp.replace(out)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+    return out
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ModelError
-from regrow.train.save import atomic_folder, copy_companions, weight_map
+from regrow.rows.writers import atomic_folder
+from regrow.train.save import copy_companions, weight_map
 
 if TYPE_CHECKING:
     import torch

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ModelError
+from regrow.rows.writers import atomic_folder
 
 if TYPE_CHECKING:
     import torch
@@ -79,27 +78,6 @@ def copy_companions(source: Path, out: Path) -> None:
                 shutil.copytree(path, out / path.name, dirs_exist_ok=True)
             elif path.suffix not in (".safetensors", ".bin", ".gguf"):
                 shutil.copyfile(path, out / path.name)
-
-
-def atomic_folder(out: Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a hidden folder beside ``out``, then put it in its place; an older ``out`` goes."""
-    tmp = out.with_name(f".{out.name}.tmp")
-    if tmp.exists():  # left by a killed run
-        shutil.rmtree(tmp)
-    tmp.mkdir(parents=True)
-    try:
-        write(tmp)
-        for path in tmp.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        if out.exists():
-            shutil.rmtree(out)
-        tmp.replace(out)
-    except BaseException:
-        shutil.rmtree(tmp, ignore_errors=True)
-        raise
-    return out
 
 
 def save_model(model: PreTrainedModel, source: Path, out: Path) -> Path:

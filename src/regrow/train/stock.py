@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from regrow.errors import MissingExtra, ModelError
-from regrow.train.save import atomic_folder, copy_companions, stored_dtype, weight_map
+from regrow.rows.writers import atomic_folder
+from regrow.train.save import copy_companions, stored_dtype, weight_map
 
 
 def model_stock(base_dir: Path, tuned_dirs: Sequence[Path], out: Path) -> Path:
