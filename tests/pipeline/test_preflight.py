@@ -54,10 +54,10 @@ def test_settings(recipe_of, tmp_path, override, error, said):
 
 
 def test_rows_that_the_model_cannot_be_trained_on(recipe_of, tmp_path):
-    rows = [{"messages": [{"role": "user", "content": f"Look {i}"}, {"role": "tool", "content": "x"},
-                          {"role": "assistant", "content": "ok"}]} for i in range(20)]  # fmt: skip
+    said = [("user", "Look"), ("assistant", "I ask."), ("tool", "x"), ("assistant", "ok")]
+    rows = [{"messages": [{"role": r, "content": f"{c} {i}"} for r, c in said]} for i in range(20)]
     (tmp_path / "tools.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    with pytest.raises(RegrowError, match="tool"):
+    with pytest.raises(RegrowError, match="have to alternate"):
         run(recipe_of(data=tmp_path / "tools.jsonl"), tmp_path / "run")
     assert not (tmp_path / "run").exists(), "before the suites and the corpus"
 
