@@ -128,13 +128,13 @@ def estimate(recipe: Recipe) -> Cost:
         expected = estimate_cost(cfg)
         more = 1 + recipe.regrowth.tokens / max(1, expected.kept_tokens)  # the budget of regrowth, if it is all spent
         grown, sampled = round(expected.kept_tokens * more), round(expected.sampled_tokens * more)
-    tokens = {arm: int(domain * recipe.epochs_of(arm) / (1 - ratio)) for arm, ratio in arms.items()}
+    tokens = {arm: _trained(recipe, domain, len(train), arm, ratio) for arm, ratio in arms.items()}
     pilot = pilot_rows(train, recipe.auto, recipe.seed) if recipe.auto.pilot_rows else []
     if pilot:
-        inner = pilot_recipe(recipe)
-        tried = inner.sweep.replay_ratios
+        inner = pilot_recipe(recipe, len(pilot) / len(train))
         own = count_tokens(pilot, model.path, recipe.mix) * (1 - float(inner.data.test_size))
-        tokens["pilot"] = sum(int(own * epochs / (1 - ratio)) for ratio in tried)
+        kept = round(len(pilot) * (1 - float(inner.data.test_size)))
+        tokens["pilot"] = sum(_trained(inner, own, kept, arm, ratio) for arm, ratio in inner.arm_ratios().items())
         expected = estimate_cost(grow_budget(inner, model.path, pilot))
         grown, sampled = grown + round(expected.kept_tokens), sampled + round(expected.sampled_tokens)
     weights = sum(p.stat().st_size for p in model.path.glob("*.safetensors"))
@@ -155,6 +155,23 @@ def estimate(recipe: Recipe) -> Cost:
         pilot_rows=len(pilot),
         pilot_trainings=len(recipe.auto.replay_ratios) if pilot else 0,
     )
+
+
+def _trained(recipe: Recipe, domain: float, rows: int, arm: str, ratio: float) -> int:
+    """Tokens that an arm trains on; with ``train.max_steps`` as many as these steps take, if replay dialogues are as
+    long as your rows.
+
+    Args:
+        domain: Tokens of your rows.
+        rows: Your rows.
+        ratio: The arm's replay.
+    """
+    train = recipe.train
+    tokens = domain * recipe.epochs_of(arm) / (1 - ratio)
+    if train.max_steps < 1:
+        return int(tokens)
+    batch = train.per_device_train_batch_size * train.gradient_accumulation_steps * (train.launch.num_processes or 1)
+    return int(train.max_steps * batch * (train.max_length if train.packing else domain / max(1, rows)))
 
 
 def measure(recipe: Recipe, cost: Cost) -> None:

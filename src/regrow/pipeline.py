@@ -204,7 +204,7 @@ class _Chain:
         from regrow.rows.writers import write_jsonl
 
         drawn = pilot_rows(rows, self.recipe.auto, self.seed)
-        inner = pilot_recipe(self.recipe)
+        inner = pilot_recipe(self.recipe, len(drawn) / len(rows))
 
         def work(folder: Path) -> dict[str, Any]:
             write_jsonl(drawn, folder / "rows.jsonl")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from regrow.engines import weights
+from regrow.engines import serve, weights
 from regrow.engines.base import Request, SampleParams
 from regrow.engines.choose import make_engine
 from regrow.engines.config import ServeConfig, ServerConfig
@@ -219,6 +219,19 @@ def test_a_vllm_for_the_cpu_is_kept_from_splitting_prompts(model, fake_servers):
     server.close()
     assert {"--no-enable-chunked-prefill", "--enforce-eager"} <= {*server.command}
     assert server.key not in server.command
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"), [("flags : avx2", True), ("flags : avx512f avx512_bf16", False), ("Features : fp bf16", False)]
+)
+def test_a_vllm_on_a_cpu_without_half_precision_computes_in_float32(
+    model, fake_servers, monkeypatch, tmp_path, flags, said
+):
+    (tmp_path / "cpuinfo").write_text(f"model name : x\n{flags}\n")
+    monkeypatch.setattr(serve, "CPU_FACTS", tmp_path / "cpuinfo")
+    server = start("vllm", model, fake_servers.model_copy(update={"arguments": ["--seed", "7"]}))
+    server.close()
+    assert ("float32" in server.command) is said and server.command[-2:] == ["--seed", "7"], "yours come last and win"
 
 
 def test_a_server_whose_probe_fails_is_stopped(model, fake_servers, monkeypatch):

@@ -102,11 +102,12 @@ def test_no_replay_when_none_is_needed(tmp_path: Path):
 
 
 def test_a_pilot_is_a_sweep_of_the_same_training():
-    text = "train: {learning_rate: 3.0e-4}\ngrow: {tokens: 10000}\nsweep: {margin_nats: 0.05}\narms: [regrow]\n"
-    recipe = parse_recipe(text + "auto: {pilot_rows: 80, replay_ratios: [0.3, 0]}")
-    inner = pilot_recipe(recipe)
+    text = "train: {learning_rate: 3.0e-4, max_steps: 100}\ngrow: {tokens: 10000}\nsweep: {margin_nats: 0.05}\n"
+    recipe = parse_recipe(text + "arms: [regrow]\nauto: {pilot_rows: 80, replay_ratios: [0.3, 0]}")
+    inner = pilot_recipe(recipe, 0.25)
     assert inner.sweep.replay_ratios == [0.0, 0.3] and inner.auto.pilot_rows == 0
-    assert inner.train == recipe.train and inner.sweep.margin_nats == 0.05 and inner.grow.tokens is None
+    assert inner.train.max_steps == 25 and inner.train.learning_rate == 3e-4
+    assert inner.sweep.margin_nats == 0.05 and inner.grow.tokens is None
     assert inner.curate.watch_dialogues == 2
 
 

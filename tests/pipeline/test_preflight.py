@@ -125,3 +125,12 @@ def test_a_refused_resume_changes_no_recipe(recipe_of, tmp_path, monkeypatch):
         run(recipe_of("data.test_size=20"), tmp_path / "run", resume="always")
     assert (tmp_path / "run/recipe.yaml").read_text() == before
     assert read_manifest(tmp_path / "run")["stages"]["data"]["status"] == "done"
+
+
+def test_a_number_of_steps_decides_what_is_trained(recipe_of):
+    batch = ["train.per_device_train_batch_size=3", "train.gradient_accumulation_steps=2"]
+    cost = estimate(recipe_of(*batch, "train.max_steps=7"))
+    wanted = int(7 * 3 * 2 * cost.domain_tokens / cost.rows)
+    assert cost.train_tokens == {"sft": wanted, "regrow": wanted}
+    packed = estimate(recipe_of(*batch, "train.max_steps=7", "train.packing=true", "train.max_length=64"))
+    assert packed.train_tokens["sft"] == 7 * 3 * 2 * 64

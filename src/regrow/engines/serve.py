@@ -33,6 +33,7 @@ _POLL_S = 0.25
 _STOP_S = 30.0
 _TAIL = 12
 _STEP_TOKENS = 4096
+CPU_FACTS = Path("/proc/cpuinfo")
 _VLLM_LOOK = """
 import importlib.metadata as m, importlib.util as u, sys
 if u.find_spec("vllm") is None:
@@ -191,9 +192,20 @@ def _vllm(model: ResolvedModel, config: ServeConfig, port: int, context: int) ->
         command += ["--max-num-batched-tokens", str(max(context, _STEP_TOKENS)), "--no-enable-chunked-prefill"]
         # Compiling took two to nine minutes of a CPU for a model of 135 M weights, longer than growing a small corpus.
         command.append("--enforce-eager")
+        if not _half_precision():
+            # Emulated bfloat16 gave a tenth of a token a second on such a CPU.
+            command += ["--dtype", "float32"]
     if model.trust_remote_code:
         command.append("--trust-remote-code")
     return [*command, *config.arguments]
+
+
+def _half_precision() -> bool:
+    """Whether this CPU computes in bfloat16 itself; what is not known is taken for a yes, vLLM then decides."""
+    try:
+        return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(CPU_FACTS.read_text(encoding="utf-8").split())
+    except OSError:
+        return True
 
 
 _VLLM_HINT = (

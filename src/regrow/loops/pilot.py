@@ -86,10 +86,15 @@ def pilot_rows(rows: Sequence[Row], cfg: AutoConfig, seed: int) -> list[Row]:
     return drawn
 
 
-def pilot_recipe(recipe: Recipe) -> Recipe:
+def pilot_recipe(recipe: Recipe, share: float) -> Recipe:
     """The sweep that a pilot is: your settings of growth and training, no suite but what your rows and the model's own
-    dialogues give, and no budget of the user's, which is meant for all rows. ``data.path`` is left to the caller."""
-    auto = recipe.auto
+    dialogues give, and no budget of the user's, which is meant for all rows. ``data.path`` is left to the caller.
+
+    Args:
+        recipe: Of the run.
+        share: Of the rows that the pilot has; a number of steps is cut by it.
+    """
+    auto, steps = recipe.auto, recipe.train.max_steps
     return parse_recipe(
         dump_recipe(recipe),
         file="auto",
@@ -103,6 +108,7 @@ def pilot_recipe(recipe: Recipe) -> Recipe:
             "sweep.replay_ratios": auto.replay_ratios,
             "curate.watch_dialogues": auto.watch_dialogues,
             "train.mixture.controller": "none",
+            "train.max_steps": max(1, round(steps * share)) if steps > 0 else steps,
             "regrowth.tokens": 0,
             "evaluate.suites": ["own-dialogues", "heldout"],
             "evaluate.gain_suites": ["heldout"],
