@@ -139,7 +139,9 @@ def evaluate_seed(out: Path, seed: int) -> None:
     folder = out / f"seed{seed}"
     models = {"base": resolve_model("smollm2").path} | {arm: folder / arm / "train/model" for arm in ARMS}
     wanted = read_items(folder / "items.jsonl") + read_items(folder / "corpus/own_dialogues.jsonl")
-    cfg = EvalConfig(generate_samples=0, max_length=320, noise_floor=False)
+    # "instructions" is an embedded suite's name too, and items of such a suite count only when it is named.
+    suites = ["own-dialogues", "heldout", "instructions"]
+    cfg = EvalConfig(suites=suites, generate_samples=0, max_length=320, noise_floor=False)
     evaluate(models, wanted, cfg, folder / "eval", seed=seed)
     (folder / "evaluated").write_text("yes\n")
 

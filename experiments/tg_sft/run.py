@@ -210,7 +210,9 @@ def evaluate_seed(out: Path, seed: int) -> None:
             interpolate(base, folder / "sft/train/model", 0.5, half)
         models["interpolate"] = half
     wanted = read_items(out / "items.jsonl") + read_items(out / "corpus/balance/own_dialogues.jsonl")
-    cfg = EvalConfig(generate_samples=0, max_length=320, max_dialogues=24, noise_floor=seed == 0)
+    # "instructions" is an embedded suite's name too, and items of such a suite count only when it is named.
+    suites = ["facts", "own-dialogues", "heldout", "instructions"]
+    cfg = EvalConfig(suites=suites, generate_samples=0, max_length=320, max_dialogues=24, noise_floor=seed == 0)
     evaluate(models, wanted, cfg, folder / "eval", seed=seed)
     (folder / "evaluated").write_text("yes\n")
 

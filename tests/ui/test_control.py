@@ -69,6 +69,21 @@ def test_start_stop_and_continue(office: Control, root: Path) -> None:
     wait_for(lambda: owner(root / "mine"))
 
 
+def test_a_run_whose_process_is_still_ending_is_continued(
+    office: Control, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page offers to continue once the run is free; a process with large libraries needs seconds more to end."""
+    monkeypatch.setattr(control, "_RUN", f"import atexit, time\natexit.register(time.sleep, 3)\n{HOLD}")
+    pid = office.start("mine", DEMO)
+    wait_for(lambda: owner(root / "mine"))
+    (root / "mine/recipe.yaml").write_text(dump_recipe(DEMO))
+    office.stop("mine")
+    wait_for(lambda: owner(root / "mine") is None)
+    assert office._alive("mine"), "it lingers"
+    assert office.proceed("mine") != pid
+    wait_for(lambda: owner(root / "mine"))
+
+
 def test_a_run_started_elsewhere_can_be_stopped(
     office: Control, root: Path, holding: Callable[[Path], subprocess.Popen[bytes]]
 ) -> None:

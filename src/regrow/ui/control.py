@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from regrow.errors import RunError
@@ -17,6 +18,8 @@ from regrow.runs import MANIFEST, owner
 from regrow.ui.folder import RunsFolder
 from regrow.ui.form import refused
 
+END_S = 30.0
+"""Longest that a process is waited for that works on no run any more."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 STARTED = ".started"
 """Folder beside the runs for what does not belong into a run: recipes as they were sent, and what was printed."""
@@ -61,6 +64,8 @@ class Control:
         path = self.folder.run(name)
         recipe = load_recipe(path / "recipe.yaml")
         _refuse(recipe)
+        if owner(path) is None:
+            self._let_end(name)
         with self._lock:
             if self._alive(name) or owner(path) is not None:
                 raise RunError("a process works on this run already", where=name)
@@ -104,6 +109,12 @@ class Control:
     def _alive(self, name: str) -> bool:
         process = self._processes.get(name)
         return process is not None and process.poll() is None
+
+    def _let_end(self, name: str) -> None:
+        """A process that has let go of its run takes a moment to end; who sees the run free may continue it at once."""
+        if (process := self._processes.get(name)) is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_S)
 
     def _beside(self, name: str, ending: str) -> Path:
         stem = self.folder.name(self.folder.place(name)).replace("/", "__")
