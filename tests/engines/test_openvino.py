@@ -85,8 +85,8 @@ def test_the_default_weights_stay_near_the_model(smollm2, reference, prompt):
 
 
 def test_the_batch_does_not_change_a_request(exact, prompt):
-    """But for rounding: a number drawn just where two tokens meet takes either, once in hundreds of tokens, and which
-    ones depends on the machine's load. Were the randomness not the request's own, nearly all completions would differ."""
+    """But for rounding: a number drawn just where two tokens meet takes either, once in hundreds of tokens; which
+    ones depends on the load. Were the randomness not the request's own, nearly all completions would differ."""
     assert isinstance(exact, Engine)
     asked = [Request(f"{i}", (*prompt, i + 40), 1 + i % 3, 100 + i, SampleParams(12)) for i in range(10)]
     together = dict(exact.sample(asked))
