@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # each has its share of the cores, its children too
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
 KIT = Path(__file__).resolve().parents[2] / "shared" / "kit"
 
 
@@ -37,3 +45,40 @@ def smollm2_dir() -> Path:
     from regrow.models.load import resolve_model
 
     return resolve_model("smollm2").path
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A real headless Chromium. A module's own: Playwright's loop runs in this thread, and others begin theirs."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def watched_page(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page: its address, what its requests must begin with (data apart), options of the browser's context. The
+    test fails at its end on any console message, error, dialog, or request to elsewhere."""
+    trouble: list[str] = []
+    contexts = []
+
+    def open_(url: str, within: str, **options: Any) -> Any:
+        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context.set_default_timeout(120_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: trouble.append(f"console {m.type}: {m.text}"))
+        page.on("pageerror", lambda e: trouble.append(f"error: {e}"))
+        page.on("dialog", lambda d: (trouble.append(f"dialog: {d.message}"), d.dismiss()))
+        page.on("request", lambda r: r.url.startswith((within, "data:")) or trouble.append(f"request: {r.url}"))
+        page.goto(url)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert trouble == []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from regrow.errors import RunError
 from regrow.grow import browse
-from regrow.grow.browse import Size, open_tree
+from regrow.grow.browse import News, Size, open_tree
 from regrow.grow.corpus import read_nodes
 from regrow.grow.records import Expansion
 from regrow.grow.store import STORE_NAME, Store
@@ -85,6 +88,57 @@ def test_a_level_does_not_walk_through_what_hangs_below_it(tmp_path: Path) -> No
     plant(tmp_path / "small", width=8, below=3)
     plant(tmp_path / "large", width=8, below=300)
     assert steps(tmp_path / "large") == steps(tmp_path / "small")
+
+
+def test_what_is_new_is_named_at_the_cost_of_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, width=25, below=40)
+    growing = open_tree(tmp_path)
+    assert growing is not None
+    first = growing.news(None)
+    assert first.parents is None, "without a mark anything may be new"
+    steps = []
+    opened = growing._open  # type: ignore[attr-defined]
+
+    @contextmanager
+    def counting() -> Iterator[sqlite3.Connection]:
+        with opened() as db:
+            db.set_progress_handler(lambda: steps.append(1), 1)
+            yield db
+
+    monkeypatch.setattr(growing, "_open", counting)
+    with Store.create_or_resume(tmp_path, ME) as store:
+        assert growing.news(first.mark).parents == []
+        store.commit(Expansion("t00/3/1", [node("t00/3/1/0"), node("t00/3/1/x1", kept=False)], 1, 1, 5))
+        store.commit(Expansion("t00/4/1", [node("t00/4/1/0")], 1, 1, 5))
+        second = growing.news(first.mark)
+        assert sorted(second.parents or []) == ["t00/3/1", "t00/4/1"]
+        store.plant([tree(1)])
+        third = growing.news(second.mark)
+        assert third.parents == [""] and growing.news(third.mark).parents == []
+    assert len(steps) < 1000, "steps of SQLite's machine; there are a thousand nodes"
+    monkeypatch.setattr(browse, "MOST_NAMED", 1)
+    assert growing.news(first.mark).parents is None
+
+
+def test_another_file_may_be_new_anywhere(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        plant(tmp_path / folder, width=2, below=1)
+    one, two = (open_tree(tmp_path / folder) for folder in ("one", "two"))
+    assert one is not None and two is not None
+    mark = one.news(None).mark
+    assert one.news(mark).parents == [] and two.news(mark).parents is None
+    (tmp_path / "two/nodes.sqlite").replace(tmp_path / "one/nodes.sqlite")
+    assert one.news(mark).parents is None
+
+
+def test_a_finished_corpus_has_no_news(tiny_model_dir: Path, tmp_path: Path) -> None:
+    run(tiny_model_dir, tmp_path, settings(shape=[4, 2], topics=["rivers"], dialogues="all"))
+    done = open_tree(tmp_path)
+    assert done is not None
+    found = done.news(None)
+    assert found.parents is None and done.news(found.mark) == News(found.mark, [])
+    os.utime(tmp_path / "nodes.parquet", (1, 1))
+    assert done.news(found.mark).parents is None
 
 
 def test_finished_texts_are_read_by_the_page(

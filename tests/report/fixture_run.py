@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def make_run(
     )
     for arm in arms[1:]:
         _train(out, arm, random.Random(f"{seed}/{arm}"))
+        _monitor(out, arm, random.Random(f"{seed}/{arm}/monitor"), bad)
     if corpus:
         _corpus(out, rng, children, bad.encode("utf-8", "replace").decode())  # Parquet cannot hold surrogates
     if evaluated:
@@ -100,6 +102,30 @@ def _train(out: Path, arm: str, rng: random.Random) -> None:
             "dropped": {"your rows longer than max_length": 3},
         },
     )
+
+
+def _monitor(out: Path, arm: str, rng: random.Random, bad: str) -> None:
+    """Losses and KL on held-out rows of five topics, which go and come back, and of the data, which is learned."""
+    lines = []
+    for step in range(0, 121, 10):
+        gone = step / 30 * math.exp(1 - step / 30) * (0.12 if arm == "regrow" else 0.9) + step / 120 * (
+            0.02 if arm == "regrow" else 0.6
+        )
+        line = {
+            "step": step,
+            "heldout/demo": 2.2 - 1.1 * (1 - math.exp(-step / 25)),
+            "heldout_kl/demo": 1.3 * (1 - math.exp(-step / 25)),
+        }
+        for t, topic in enumerate(TOPICS):
+            much = gone * (1.3 - 0.2 * t) + (rng.gauss(0, 0.004) if step else 0)
+            line |= {f"heldout/{topic}{bad}": 1.5 + 0.1 * t + much, f"heldout_kl/{topic}{bad}": abs(much) * 0.8}
+            if arm == "regrow":
+                line |= {
+                    f"asked/{topic}{bad}": 0.2 + (2 - t) * gone / 8,
+                    f"mix/{topic}{bad}": 0.2 + (2 - t) * gone / 8 + rng.gauss(0, 0.01),
+                }
+        lines.append(line)
+    _jsonl(out / "train" / arm / "monitor.jsonl", lines)
 
 
 def _corpus(out: Path, rng: random.Random, children: tuple[int, ...], bad: str) -> None:

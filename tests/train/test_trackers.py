@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,70 @@ def test_mlflow_has_every_curve_and_the_arm_s_name(tiny_model_dir: Path, tmp_pat
     }
     found["loss"] = found.pop("loss/all")  # its file store holds no "loss" beside "loss/domain"
     assert_same(found, tmp_path / "out")
+
+
+def wandb_runs(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Name of a run -> its curves, from the files that wandb writes offline: LevelDB's log of protobuf records."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    runs = {}
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        data, at, whole = file.read_bytes(), 7, b""  # behind the file's own header
+        name, found = "", {}  # type: ignore[var-annotated]
+        while at + 7 <= len(data):
+            if 2**15 - at % 2**15 < 7:  # a record's head is never cut by the end of a block
+                at += 2**15 - at % 2**15
+                continue
+            size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+            whole += data[at + 7 : at + 7 + size]
+            at += 7 + size
+            if kind not in (1, 4):  # neither whole nor the last part of one
+                continue
+            record, whole = Record.FromString(whole), b""
+            name = record.run.display_name or name
+            line = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+            for key, value in line.items():
+                if isinstance(value, float | int):
+                    found.setdefault(key.removeprefix("train/"), []).append((line["train/global_step"], value))
+        assert name not in runs
+        runs[name] = found
+    return runs
+
+
+def test_wandb_has_every_curve_of_each_arm_in_a_run_of_its_own(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    for key, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true", "CONSOLE": "off"}.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    for arm in ("sft", "regrow"):
+        train(tiny_model_dir, mix(tmp_path / "mix"), config(report_to=["wandb"]), tmp_path / arm, seed=0, label=arm)
+        assert wandb.run is None
+    found = wandb_runs(tmp_path)
+    assert set(found) == {"sft", "regrow"}
+    for arm, told in found.items():
+        assert_same(told, tmp_path / arm)
+
+
+def test_trackio_has_every_curve_and_begins_a_run_anew(tiny_model_dir: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    from trackio.sqlite_storage import SQLiteStorage
+    from trackio.utils import TRACKIO_DIR
+
+    assert tmp_path / "trackio" == TRACKIO_DIR, "read when it is imported, so nothing may have done so before"
+    cfg = config(report_to=["trackio"], trainer_args={"project": "tiny"})
+    for out in ("one", "two"):
+        train(tiny_model_dir, mix(tmp_path / "mix"), cfg, tmp_path / out, seed=0, label="regrow")
+    runs = SQLiteStorage.get_run_records("tiny")
+    assert [run["name"] for run in runs] == ["regrow", "regrow"], "the second went into the first one's curves"
+    for run, out in zip(runs, ("one", "two"), strict=True):
+        found: dict[str, list[tuple[int, float]]] = {}
+        for line in SQLiteStorage.get_logs("tiny", run="regrow", run_id=run["id"]):
+            for key, value in line.items():
+                if isinstance(value, float | int):
+                    found.setdefault(key.removeprefix("train/"), []).append((line["train/global_step"], value))
+        assert_same(found, tmp_path / out)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from regrow.report.compare import diff_runs
+from regrow.report.compare import diff_runs, run_line
 from regrow.report.items_view import load_items
 from regrow.report.load import load_run
 from tests.report.fixture_run import make_run
@@ -149,13 +150,13 @@ def test_no_path_leads_out_of_the_folder(runs: Path, name: str) -> None:
         assert asks.post(f"api/{what}", json={"run": name}).status_code == 400
 
 
-def test_a_run_whose_files_are_links_to_outside_is_refused(runs: Path) -> None:
+@pytest.mark.parametrize("file", ["eval/results.json", "train/regrow/train.json", "train/regrow/monitor.jsonl"])
+def test_a_run_whose_files_are_links_to_outside_is_refused(runs: Path, file: str) -> None:
     secret = runs.parent / "secret.json"
     secret.write_text('{"arms": ["base"], "suites": {}, "verdict": {"sentence": "the secret"}}')
-    results = runs / "good/eval/results.json"
-    results.unlink()
-    results.symlink_to(secret)
-    for what in ("run", "items", "report", "logs"):
+    (runs / "good" / file).unlink(missing_ok=True)
+    (runs / "good" / file).symlink_to(secret)
+    for what in ("run", "items", "report", "logs", "events"):
         reply = client(runs).get(f"api/{what}", params={"run": "good"})
         assert reply.status_code == 400 and "link to outside" in reply.text and "the secret" not in reply.text
 
@@ -212,6 +213,24 @@ def test_a_run_is_read_again_only_when_it_changed(runs: Path, monkeypatch: pytes
     os.utime(results, (1, 1))
     assert asks.get("api/run", params={"run": "good"}).json()["verdict"]["sentence"] == "Another verdict."
     assert len(reads) == 2
+
+
+def test_of_the_list_only_what_changed_is_read_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regrow.ui import folder
+
+    reads = []
+    monkeypatch.setattr(folder, "run_line", lambda path, root: (reads.append(path.name), run_line(path, root))[1])
+    asks = client(runs)
+    for _ in range(3):
+        assert [r["id"] for r in asks.get("api/runs").json()] == ["good", "group/early"]
+    assert sorted(reads) == ["early", "good"]
+    make_run(runs / "third", seed=2, evaluated=False)
+    recipe = runs / "group/early/recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("path: demo", "path: other"))
+    told = {r["id"]: r for r in asks.get("api/runs").json()}
+    assert sorted(reads[2:]) == ["early", "third"] and told["group/early"]["data"] == "other"
+    shutil.rmtree(runs / "good")
+    assert {r["id"] for r in asks.get("api/runs").json()} == {"group/early", "third"}
 
 
 def test_no_markup_is_made_of_data() -> None:

@@ -9,20 +9,21 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from regrow.grow.records import Expansion
 from regrow.grow.store import Store
+from regrow.rows.writers import atomic_write_text
 from regrow.runs import owner
 from tests.grow.test_store import ME, node, tree
 from tests.report.fixture_run import make_run
-from tests.report.test_browser import CHROMIUM, FLAGS
 from tests.report.test_page import HOSTILE
 from tests.ui.conftest import wait_for
 from tests.ui.helpers import server
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+pytestmark = pytest.mark.browser
 
 COLLECT_CONTROLS = """() => {
     const all = document.querySelectorAll(
@@ -49,15 +50,6 @@ TABS = ("progress", "training", "results", "items", "corpus", "recipe")
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder / "good")
@@ -73,28 +65,15 @@ def url(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def open_page(chromium: Any, url: str) -> Iterator[Any]:
-    """Open the page at an address; fails at the end on any console message, error, or request to elsewhere."""
-    trouble: list[str] = []
-    contexts = []
+def open_page(watched_page: Callable[..., Any], url: str) -> Callable[..., Any]:
+    """Open the page at an address behind ``base``, the server's; it may ask that server only."""
 
     def open_(at: str = "", base: str = url, **options: Any) -> Any:
-        context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        context.set_default_timeout(120_000)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: trouble.append(f"console {m.type}: {m.text}"))
-        page.on("pageerror", lambda e: trouble.append(f"error: {e}"))
-        page.on("dialog", lambda d: (trouble.append(f"dialog: {d.message}"), d.dismiss()))
-        page.on("request", lambda r: r.url.startswith((base, "data:")) or trouble.append(f"request: {r.url}"))
-        page.goto(base + at)
+        page = watched_page(base + at, base, **options)
         page.locator("h1").wait_for()
         return page
 
-    yield open_
-    for context in contexts:
-        context.close()
-    assert trouble == []
+    return open_
 
 
 def run_at(name: str, tab: str = "progress") -> str:
@@ -152,6 +131,92 @@ def test_what_is_written_while_one_looks_appears(open_page: Any, folder: Path) -
     assert set(weights.locator("bdi").all_inner_texts()) == {"cooking", "law"}
 
 
+def test_the_forgetting_monitor_is_followed(open_page: Any, folder: Path) -> None:
+    run = make_run(folder / "watched", evaluated=False)
+    page = open_page(run_at("watched", "training"))
+    kl = page.locator("figure", has_text="KL from the model before its first step, Regrow")
+    loss = page.locator("figure", has_text="Change of the held-out loss, Regrow")
+    kl.get_by_text("step 120").wait_for()
+    rows = page.get_by_role("region", name="Forgetting monitor of Regrow").locator("tbody tr")
+    assert rows.count() == 6 and "demo" in rows.last.inner_text(), "what is learned comes last"
+    assert "Cooking at home" not in rows.first.inner_text()
+    page.evaluate("window.stayed = true")
+    file = run / "train/regrow/monitor.jsonl"
+    first = json.loads(file.read_text().splitlines()[0])
+    line = {k: v + 0.1 for k, v in first.items()} | {"step": 130, "heldout/Cooking at home": 7.5}
+    line |= {"heldout_kl/Cooking at home": 4.25, "asked/Cooking at home": 0.875}
+    atomic_write_text(file, file.read_text() + json.dumps(line) + "\n")
+    kl.get_by_text("step 130").wait_for()
+    kl.get_by_text("4.25").wait_for()
+    loss.get_by_text("step 130").wait_for()
+    page.locator("figure", has_text="Mixture weights by domain, Regrow").get_by_text("0.875").wait_for()
+    worst = rows.first.inner_text()
+    assert "Cooking at home" in worst and "7.500" in worst and "130" in worst and "4.250" in worst
+    assert page.get_by_role("region", name="Forgetting monitor of Plain SFT").count() == 1, "one for each arm"
+    assert page.evaluate("window.stayed"), "the page was not loaded again"
+
+
+def test_of_many_domains_the_most_forgotten_are_drawn(open_page: Any, folder: Path) -> None:
+    run = make_run(folder / "many", evaluated=False, compare=False)
+    lines = [{"step": s} | {f"heldout/d{i:02d}": 2 + i * s / 1000 for i in range(40)} for s in range(0, 50, 10)]
+    (run / "train/regrow/monitor.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    page = open_page(run_at("many", "training"))
+    loss = page.locator("figure", has_text="Change of the held-out loss, Regrow")
+    loss.wait_for()
+    drawn = loss.locator("bdi").all_inner_texts()
+    assert drawn == [f"d{i}" for i in range(39, 31, -1)] + ["mean of all 40"]
+    assert "0.78" in loss.locator("li").last.inner_text()  # 19.5 on average, times 0.04
+    page.get_by_text("28 more").click()
+    assert page.locator("table.monitor tbody tr").count() == 40
+
+
+def test_without_a_monitor_the_page_says_how_to_have_one(open_page: Any, folder: Path) -> None:
+    run = make_run(folder / "unwatched", evaluated=False, compare=False)
+    (run / "train/regrow/monitor.jsonl").unlink()
+    page = open_page(run_at("unwatched", "training"))
+    page.get_by_text("curate.watch_dialogues").wait_for()
+
+
+def test_the_tree_grows_while_one_looks(open_page: Any, folder: Path) -> None:
+    """Only the open levels that a new node concerns are asked for again, and what is open stays open."""
+    run = make_run(folder / "alive", corpus=False, evaluated=False)
+    with Store.create_or_resume(run / "grow", ME) as store:
+        store.plant([tree(), tree(1)])
+        store.commit(Expansion("root/t00/0", [node(f"t00/{i}") for i in range(3)], 3, 1, 5))
+        store.commit(Expansion("t00/0", [node("t00/0/0", leaf=True)], 1, 1, 5))
+        page = open_page(run_at("alive", "corpus"))
+        items = page.locator("#tree li")
+        page.locator("#tree button.branch").first.click()
+        page.get_by_text("text of t00/0", exact=True).click()
+        page.get_by_text("text of t00/0/0", exact=True).wait_for()
+        page.get_by_text("4 of 4 nodes kept").wait_for()
+        shown = page.locator("#tree").element_handle()
+        asked: list[str] = []
+        page.on(
+            "request", lambda r: "api/tree" in r.url and asked.append(parse_qs(urlsplit(r.url).query)["parent"][0])
+        )
+
+        store.commit(Expansion("t00/1", [node(f"t00/1/{i}") for i in range(2)], 2, 1, 5))
+        branch = page.locator("#tree button.branch", has_text="text of t00/1")
+        branch.wait_for()  # until then a leaf, which is no button
+        assert "· 2" in branch.inner_text() and asked == ["t00"]
+        page.get_by_text("6 of 6 nodes kept").wait_for()
+        assert page.get_by_text("text of t00/0/0", exact=True).is_visible()
+        assert page.locator("#tree button[aria-expanded=true]").count() == 2
+
+        store.commit(Expansion("t00/1/0", [node("t00/1/0/0", leaf=True)], 1, 1, 5))
+        page.get_by_text("7 of 7 nodes kept").wait_for()
+        store.commit(Expansion("root/t00/1", [node("t00/3", leaf=True)], 1, 1, 5))
+        page.get_by_text("text of t00/3", exact=True).wait_for()
+        until(page, "document.querySelector('#tree button.branch').textContent.includes('· 4')")
+        assert sorted(asked) == ["", "t00", "t00"], "nothing was asked for what is below a closed branch"
+        before = items.count()
+        store.plant([tree(2)])
+        until(page, f"document.querySelectorAll('#tree li').length === {before + 1}")
+    assert page.evaluate("e => e.isConnected", shown), "the tree was not built anew"
+    assert page.get_by_text("text of t00/0/0", exact=True).is_visible()
+
+
 def test_a_tree_of_a_hundred_thousand_nodes_is_opened_lazily(open_page: Any, folder: Path) -> None:
     run = make_run(folder / "large", corpus=False, evaluated=False)
     with Store.create_or_resume(run / "grow", ME) as store:
@@ -173,8 +238,59 @@ def test_a_tree_of_a_hundred_thousand_nodes_is_opened_lazily(open_page: Any, fol
     assert items.count() == 52 + 3
     page.get_by_role("button", name="Show 50 more of 1,000").click()
     page.get_by_text("text of t00/0099", exact=True).wait_for()
+    asked: list[str] = []
+    page.on("request", lambda r: "api/tree" in r.url and asked.append(r.url))
+    with Store.create_or_resume(run / "grow", ME) as store:
+        for parent in ("t00/0500", "t00/0050"):  # far below what is shown, and among it
+            store.commit(Expansion(parent, [node(f"{parent}/900", leaf=True)], 1, 1, 5))
+    page.locator("#tree button.branch", has_text="text of t00/0050").get_by_text("· 101").wait_for()
+    assert len(asked) <= 2 and page.get_by_text("text of t00/0007/2").is_visible()
     page.locator("#tree button.branch").first.press("Enter")
     until(page, "document.querySelectorAll('#tree li').length === 1")
+
+
+def test_a_run_is_found_among_many(open_page: Any, tmp_path: Path) -> None:
+    for i in range(120):
+        (tmp_path / f"run-{i:03d}").mkdir()
+        told = {"format": "regrow-run/1", "created": f"2026-11-21 07:{119 - i:03d}", "stages": {}}
+        (tmp_path / f"run-{i:03d}/manifest.json").write_text(json.dumps(told))
+    with server(tmp_path) as (url, _):
+        page = open_page(base=url)
+        page.get_by_text("120 runs, 50 shown").wait_for()
+        assert page.locator("table.runs tbody tr").count() == 50
+        page.keyboard.press("Tab")
+        for _ in range(300):
+            if page.evaluate("document.activeElement.textContent") == "Show more":
+                break
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        until(page, "document.activeElement.textContent === 'run-050'")
+        page.get_by_text("120 runs, 100 shown").wait_for()
+        page.get_by_label("Compare run-003").check()
+        page.locator("#run-search").fill("EMPTY run-11")
+        page.get_by_text("10 runs, 10 shown").wait_for()
+        for i in range(110, 115):
+            page.get_by_label(f"Compare run-{i}").check()
+        assert page.get_by_label("Compare run-115").is_disabled(), "the server compares six at most"
+        page.get_by_role("link", name="Compare 6 runs").wait_for()
+        (tmp_path / "run-200").mkdir()
+        told = {"format": "regrow-run/1", "created": "2026-11-22 07:00", "stages": {}}
+        (tmp_path / "run-200/manifest.json").write_text(json.dumps(told))
+        page.locator("#run-search").fill("run-200")
+        page.get_by_role("link", name="run-200").wait_for()
+        page.get_by_role("button", name="Untick all").click()
+        page.locator("#run-search").fill("nowhere")
+        page.get_by_text("No run fits these words.").wait_for()
+        page.context.close()
+
+
+def test_on_a_phone_tables_are_seen_whole(open_page: Any) -> None:
+    page = open_page(run_at("good", "results"), viewport={"width": 390, "height": 844})
+    for tab, table in (("results", "table.suite"), ("training", "table.monitor")):
+        page.goto(page.url.split("#")[0] + run_at("good", tab))
+        page.locator(table).first.wait_for()
+        wide = page.locator(f"{table} td:visible").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+        assert wide and max(wide) <= 390, table
 
 
 def test_runs_side_by_side(open_page: Any) -> None:
@@ -299,7 +415,7 @@ def test_the_form_tells_what_is_wrong_beside_the_field(open_page: Any, folder: P
 
 @pytest.mark.slow
 def test_a_run_is_started_stopped_continued_and_followed_to_its_end(
-    chromium: Any, open_page: Any, tmp_path: Path, tiny_model_dir: Path, data_file: Path
+    open_page: Any, tmp_path: Path, tiny_model_dir: Path, data_file: Path
 ) -> None:
     """From the form to the results, on a tiny model; the server is killed once on the way."""
     root = tmp_path / "runs"

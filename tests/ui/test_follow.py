@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import urllib.request
@@ -14,9 +15,14 @@ from pathlib import Path
 import pytest
 
 from regrow.errors import RunError
+from regrow.grow.records import Expansion
+from regrow.grow.store import Store
+from regrow.rows.writers import atomic_write_text
 from regrow.runs import open_run, owner, read_manifest
 from regrow.ui.follow import Follower, Tail, stream
 from regrow.ui.views import state
+from tests.grow.test_store import ME, node, tree
+from tests.report.fixture_run import make_run
 from tests.ui.helpers import events, server
 
 
@@ -42,11 +48,24 @@ def test_a_file_begun_anew_is_read_from_its_start(tmp_path: Path) -> None:
     tail = Tail(file)
     tail.read()
     other = tmp_path / "other"
-    other.write_text(line(step=1) + line(step=2) + line(step=3))
-    other.replace(file)  # as a resumed training does
-    assert tail.read() == (True, [{"step": 1}, {"step": 2}, {"step": 3}])
+    other.write_text(line(step=1) + line(step=7) + line(step=8))
+    other.replace(file)
+    assert tail.read() == (True, [{"step": 1}, {"step": 7}, {"step": 8}])
     file.write_text(line(step=9))
     assert tail.read() == (True, [{"step": 9}])
+
+
+def test_a_file_written_whole_with_more_in_it_goes_on(tmp_path: Path) -> None:
+    """As a monitor writes its own, and a resumed training its log."""
+    file, other = tmp_path / "monitor.jsonl", tmp_path / "other"
+    file.write_text("".join(line(step=n) for n in range(9)))
+    tails = Tail(file), Tail(file, last=30)
+    for tail in tails:
+        tail.read()
+    for n in (9, 10):
+        other.write_text(file.read_text() + line(step=n))
+        other.replace(file)
+        assert [tail.read() for tail in tails] == [(False, [{"step": n}])] * 2
 
 
 def test_a_tail_can_begin_near_the_end(tmp_path: Path) -> None:
@@ -67,19 +86,51 @@ def test_a_follower_tells_what_is_new(runs: Path) -> None:
     )
     follower = Follower(path)
     first = follower.poll()
-    assert [k for k, _ in first] == ["state", "progress", "notes", "log", "log", "corpus", "changed"]
+    assert [k for k, _ in first] == [
+        "state",
+        "progress",
+        "notes",
+        "log",
+        "log",
+        "monitor",
+        "monitor",
+        "corpus",
+        "changed",
+    ]
     told = dict(first)
     assert told["state"]["state"] == "done" and told["state"]["plan"][:2] == ["data", "suites"]
     assert told["progress"]["done"] == 4, "the newest of the stage that runs"
     assert told["notes"] == [{"time": 3.0, "text": "hello"}]
+    assert told["monitor"]["arm"] == "sft" and [r["step"] for r in told["monitor"]["rows"]] == list(range(0, 121, 10))
     assert told["log"]["arm"] == "sft" and told["log"]["anew"] and len(told["log"]["rows"]) == 120
     assert told["corpus"]["source"] == "corpus" and told["corpus"]["kept"] > 0
     assert follower.poll() == []
     with (path / "train/regrow/log.jsonl").open("a") as f:
         f.write(line(step=121, loss=0.5))
     assert follower.poll() == [("log", {"arm": "regrow", "anew": False, "rows": [{"step": 121, "loss": 0.5}]})]
+    monitor = path / "train/sft/monitor.jsonl"
+    atomic_write_text(monitor, monitor.read_text() + line(step=130, **{"heldout/rivers": 2.5}))
+    rows = [{"step": 130, "heldout/rivers": 2.5}]
+    assert follower.poll() == [("monitor", {"arm": "sft", "anew": False, "rows": rows})]
     os.utime(path / "eval/results.json", (5, 5))
     assert follower.poll() == [("changed", {})]
+
+
+def test_a_follower_tells_where_a_corpus_grows(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", corpus=False, evaluated=False)
+    follower = Follower(path)
+    assert "corpus" not in dict(follower.poll())
+    with Store.create_or_resume(path / "grow", ME) as store:
+        store.plant([tree()])
+        store.commit(Expansion("root/t00", [node("t00/0"), node("t00/x1", kept=False)], 1, 1, 5))
+        told = dict(follower.poll())["corpus"]
+        assert told == {"source": "grow", "nodes": 2, "kept": 1, "parents": None}, "to a new reader"
+        store.commit(Expansion("t00/0", [node(f"t00/0/{i}", leaf=True) for i in range(2)], 2, 1, 5))
+        told = dict(follower.poll())["corpus"]
+        assert told == {"source": "grow", "nodes": 4, "kept": 3, "parents": ["t00/0"]}
+        assert follower.poll() == []
+    shutil.rmtree(path / "grow")
+    assert dict(follower.poll())["corpus"] is None, "a stage that is done anew has emptied its folder"
 
 
 def test_a_killed_run_shows_as_interrupted(tmp_path: Path, holding: Callable[[Path], subprocess.Popen[bytes]]) -> None:

@@ -6,6 +6,7 @@ parents' column and the row groups of a page in Parquet.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,6 +19,8 @@ from regrow.errors import RunError
 from regrow.grow.corpus import NODES
 
 STORE = "nodes.sqlite"
+MOST_NAMED = 1000
+"""Parents that are named in one `News`."""
 _HINT = "grow or curate this corpus again"
 
 
@@ -63,6 +66,24 @@ class Size:
     kept: int
 
 
+Mark = tuple[str, int, int, int]
+"""Of a corpus at some moment; only `Tree.news` can read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What has been added to a corpus.
+
+    Attributes:
+        mark: For the next question.
+        parents: Nodes below which there are new ones, the empty id among them when a tree is new; None when anything
+            may have changed: there was no mark, it is of another file, or more than `MOST_NAMED` would be named.
+    """
+
+    mark: Mark
+    parents: list[str] | None
+
+
 class Tree(Protocol):
     """A corpus that can be looked at."""
 
@@ -75,6 +96,9 @@ class Tree(Protocol):
 
     def size(self) -> Size:
         """How many nodes there are."""
+
+    def news(self, mark: Mark | None) -> News:
+        """Where nodes were added since ``mark``, at a cost of what was added and not of what is there."""
 
 
 def open_tree(folder: Path) -> Tree | None:
@@ -97,7 +121,7 @@ class _Growing:
         try:
             with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as db:
                 yield db
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise RunError(f"cannot be read: {error}", where=str(self._path), hint="look again in a moment") from error
 
     def size(self) -> Size:
@@ -106,6 +130,23 @@ class _Growing:
                 return Size(0, 0)
             nodes, kept = db.execute("SELECT total(candidates), total(kept) FROM expansions").fetchone()
             return Size(int(nodes), int(kept))
+
+    def news(self, mark: Mark | None) -> News:
+        with self._open() as db:
+            file = (str(self._path), self._path.stat().st_ino)
+            if not _begun(db):
+                return News((*file, 0, 0), None)
+            db.execute("BEGIN")  # both numbers and the nodes are of one moment
+            (last,) = db.execute("SELECT coalesce(max(rowid), 0) FROM nodes").fetchone()
+            (trees,) = db.execute("SELECT count(*) FROM trees").fetchone()
+            now = (*file, int(last), int(trees))
+            if mark is None or mark[:2] != file or mark[2] > last:
+                return News(now, None)
+            added = "SELECT DISTINCT parent FROM nodes WHERE rowid > ? LIMIT ?"
+            parents = [parent for (parent,) in db.execute(added, (mark[2], MOST_NAMED + 1))]
+            if len(parents) > MOST_NAMED:
+                return News(now, None)
+            return News(now, parents + [""] * (trees != mark[3]))
 
     def level(self, parent: str, offset: int, limit: int) -> Level:
         with self._open() as db:
@@ -165,6 +206,11 @@ class _Finished:
         found = self._read()
         return Size(found.num_rows, int(pc.sum(found["kept"]).as_py() or 0))
 
+    def news(self, mark: Mark | None) -> News:
+        stat = self._stat()
+        now = (str(self._path), stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        return News(now, [] if now == mark else None)
+
     def level(self, parent: str, offset: int, limit: int) -> Level:
         import pyarrow.compute as pc
 
@@ -195,11 +241,14 @@ class _Finished:
         return Level([Branch(r["parent"], "topic", r["topic"], True, None, r["id_count"]) for r in page], len(rows))
 
     def _read(self) -> Any:
+        stat = self._stat()
+        return _skeleton(self._path, stat.st_mtime_ns, stat.st_size)
+
+    def _stat(self) -> os.stat_result:
         try:
-            stat = self._path.stat()
+            return self._path.stat()
         except OSError as error:  # a stage that is done anew has just emptied its folder
             raise RunError(f"cannot be read: {error.strerror}", where=str(self._path), hint=_HINT) from error
-        return _skeleton(self._path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=4)

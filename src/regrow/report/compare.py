@@ -46,7 +46,7 @@ def find_runs(folder: Path) -> list[RunLine]:
     """
     if not folder.is_dir():
         raise RunError("there is no such folder", where=str(folder), hint="regrow runs FOLDER lists the runs in it")
-    lines = [_line(path, folder) for path in run_folders(folder)]
+    lines = [run_line(path, folder) for path in run_folders(folder)]
     return sorted(lines, key=lambda line: line.created, reverse=True)
 
 
@@ -55,7 +55,8 @@ def run_folders(folder: Path) -> list[Path]:
     return [m.parent for depth in range(DEPTH + 1) for m in folder.glob("*/" * depth + MANIFEST)]
 
 
-def _line(path: Path, folder: Path) -> RunLine:
+def run_line(path: Path, folder: Path) -> RunLine:
+    """A run of the list of ``folder``; one that cannot be read is a line that says so."""
     name = str(path.relative_to(folder)) if path != folder else path.resolve().name
     try:
         manifest = read_json(path / MANIFEST)
@@ -95,7 +96,8 @@ def _state(path: Path, stages: dict[str, Any]) -> str:
 def _recipe(path: Path) -> dict[str, Any]:
     """The recipe's keys with dots; empty where there is none or it is no mapping."""
     try:
-        data = yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+        text = (path / "recipe.yaml").read_text(encoding="utf-8")
+        data = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return flatten(data) if isinstance(data, dict) else {}

@@ -23,20 +23,31 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def fit_trackers(trainer: Any, folder: Path) -> None:
-    """Make trackers keep what they are given.
+def fit_trackers(trainer: Any, folder: Path, *, anew: bool) -> None:
+    """Make trackers keep what they are given, each training for itself.
 
     TensorBoard writes into ``folder``: its own choice is the trainer's folder, which goes with the checkpoints
     (``TENSORBOARD_LOGGING_DIR`` still wins). MLflow gets ``loss`` as ``loss/all`` and names of plain characters: its
     file store makes a folder of each name, so it cannot hold ``loss`` beside ``loss/domain``, and loses one silently.
+    wandb's run ends with its training: its callback leaves it open, and the next arm would go into it. trackio's is a
+    new one unless a training goes on: its callback goes on with any run of the same name, another day's ``regrow`` too.
+
+    Args:
+        trainer: Its callbacks are changed.
+        folder: For TensorBoard's files.
+        anew: Whether the training begins, rather than goes on from a checkpoint.
     """
-    from transformers.integrations import MLflowCallback, TensorBoardCallback
+    from transformers.integrations import MLflowCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(folder)
         elif isinstance(callback, MLflowCallback):
             callback.on_log = _for_mlflow(callback.on_log)
+        elif isinstance(callback, WandbCallback):
+            callback.on_train_end = _ending_run(callback)
+        elif isinstance(callback, TrackioCallback) and anew:
+            callback._trackio = _NewRuns(callback._trackio)
 
 
 def _for_mlflow(on_log: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +56,32 @@ def _for_mlflow(on_log: Callable[..., Any]) -> Callable[..., Any]:
         return on_log(args, state, control, logs=plain, **kwargs)
 
     return renamed
+
+
+def _ending_run(callback: Any) -> Callable[..., Any]:
+    on_train_end = callback.on_train_end
+
+    def ending(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        on_train_end(args, state, control, **kwargs)
+        run = callback._wandb.run
+        # A run of another name is the caller's; a training that only pauses goes on in it.
+        if run is not None and run.name == args.run_name and state.global_step >= state.max_steps:
+            callback._wandb.finish()
+
+    return ending
+
+
+class _NewRuns:
+    """trackio, whose ``init`` begins a run although there is one of that name."""
+
+    def __init__(self, trackio: Any) -> None:
+        self._trackio = trackio
+
+    def init(self, **keys: Any) -> Any:
+        return self._trackio.init(**(keys | {"resume": "never"}))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trackio, name)
 
 
 class LogFile(TrainerCallback):  # type: ignore[misc]

@@ -230,7 +230,7 @@ def _train(
     trees = [len(unit) for unit in rows.units if len(unit) > 1]
     if processes.is_main_process and trees:
         _tell_about_trees(rows, trees, trainer.no_trees)
-    fit_trackers(trainer, out / EVENTS)
+    fit_trackers(trainer, out / EVENTS, anew=start is None)
     with ExitStack() as stack:
         trainer.add_callback(LogFile(out / "log.jsonl"))
         trainer.add_callback(Progress(label, stack))

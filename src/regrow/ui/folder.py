@@ -5,28 +5,42 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from regrow.errors import RunError
+from regrow.errors import RegrowError, RunError
 from regrow.outputs import LOCK
-from regrow.report.compare import RunLine, find_runs, run_folders
+from regrow.report.compare import RunLine, run_folders, run_line
 from regrow.report.items_view import ItemsView, load_items
 from regrow.report.load import RunData, load_run
 from regrow.runs import EVENTS, MANIFEST, OWNER, owner
+from regrow.ui.views import state
 
 READ = (
     MANIFEST, OWNER, LOCK, EVENTS, "recipe.yaml", "suites/items.jsonl", "eval/results.json", "eval/records.jsonl",
     "corpus/curate.json", "corpus/dropped.jsonl", "corpus/nodes.parquet", "corpus/dialogues.parquet",
     "grow/nodes.parquet", "grow/nodes.sqlite", "mix/*/mix.json", "train/*/log.jsonl",
+    "train/*/train.json", "train/*/monitor.jsonl",
 )  # fmt: skip
 """All files of a run that the page reads; none of them may be a link to somewhere else."""
-LIVE = (OWNER, LOCK, EVENTS, "grow/nodes.sqlite")
+LIVE = (OWNER, LOCK, EVENTS, "grow/nodes.sqlite", "train/*/monitor.jsonl")
 """Those that change all the time and do not stand in what `RunsFolder.data` gives."""
+LISTED = (MANIFEST, "eval/results.json", "recipe.yaml")
+"""Those that the list of runs is made from."""
 KEPT_RUNS = 8
 T = TypeVar("T")
 ALL_ITEMS = 2**40
 """Bytes of items to load: the page asks for a few at a time, so that there is no need to leave any out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A run in the list: its name, what `regrow runs` says of it, and its state as `regrow.ui.views.state` has it."""
+
+    name: str
+    line: RunLine
+    state: str
 
 
 class RunsFolder:
@@ -36,7 +50,7 @@ class RunsFolder:
         if not root.is_dir():
             raise RunError("there is no such folder", where=str(root), hint="regrow ui FOLDER shows the runs in it")
         self.root = root.resolve()
-        self._listed: tuple[Any, list[RunLine]] = (None, [])
+        self._listed: dict[Path, tuple[Any, Listed]] = {}
         self._data: _Newest[RunData] = _Newest()
         self._items: _Newest[ItemsView] = _Newest()
 
@@ -76,16 +90,26 @@ class RunsFolder:
                     )
         return path
 
-    def runs(self) -> list[RunLine]:
-        """All runs, newest first; links to outside the folder are left out. Read again when one of them changed."""
-        version = tuple(
-            (path, owner(path), _stat(path / MANIFEST), _stat(path / "eval/results.json"))
-            for path in run_folders(self.root)
-        )
-        if version != self._listed[0]:
-            found = [line for line in find_runs(self.root) if line.path.resolve().is_relative_to(self.root)]
-            self._listed = (version, found)
-        return self._listed[1]
+    def runs(self) -> list[Listed]:
+        """All runs, newest first; links to outside the folder are left out. A run is read again when it changed, the
+        others are not: many readers ask twice a second, and there may be hundreds of runs."""
+        held, found = self._listed, {}
+        for path in run_folders(self.root):
+            version = (owner(path), *(_stat(path / name) for name in LISTED))
+            before = held.get(path)
+            if before is not None and before[0] == version:
+                found[path] = before
+            elif path.resolve().is_relative_to(self.root):
+                found[path] = (version, self._look(path))
+        self._listed = found
+        return sorted((listed for _, listed in found.values()), key=lambda run: run.line.created, reverse=True)
+
+    def _look(self, path: Path) -> Listed:
+        try:
+            now = str(state(path)["state"])
+        except RegrowError:
+            now = "damaged"
+        return Listed(self.name(path), run_line(path, self.root), now)
 
     def data(self, name: str) -> RunData:
         """A run as the report sees it, read again when a file of it changed."""

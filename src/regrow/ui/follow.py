@@ -5,6 +5,7 @@ Every reader follows on its own and keeps nothing on the server: one that comes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import anyio
 from anyio.to_thread import run_sync
 
 from regrow.errors import RegrowError
+from regrow.grow.browse import Mark
 from regrow.pipeline import planned
 from regrow.recipe import load_recipe
 from regrow.report.numbers import is_number
@@ -23,19 +25,22 @@ from regrow.runs import EVENTS
 from regrow.ui.views import corpus_of, state, to_json
 
 EVERY_S = 0.5
+LIST_EVERY_S = 2.0
+"""The list of runs: a look at each of hundreds of them takes tens of milliseconds."""
 HEARTBEAT_S = 15.0
 FIRST_EVENTS = 256 * 2**10
 """Bytes from the end of ``events.jsonl`` that a new reader is shown."""
 FIRST_ROWS = 2000
 """Lines of a training log that a new reader is sent, evenly thinned; new lines are all sent."""
 
+LOG, MONITOR = "log.jsonl", "monitor.jsonl"
 CORPUS = ("grow/nodes.sqlite", "grow/nodes.sqlite-wal", "grow/nodes.parquet", "corpus/nodes.parquet")
 
 Event = tuple[str, Any]
 
 
 class Tail:
-    """New lines of a JSONL file that grows, and may be begun anew.
+    """New lines of a JSONL file that grows, is written whole with more in it, or is begun anew.
 
     Args:
         path: It need not be there yet.
@@ -44,12 +49,16 @@ class Tail:
 
     def __init__(self, path: Path, last: int | None = None) -> None:
         self._path, self._last = path, last
-        self._at, self._inode = 0, -1
+        self._first, self._at, self._inode = 0, 0, -1
+        self._told = hashlib.blake2b()
+        """Of the bytes from ``_first`` to ``_at``."""
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
         """Whether the file was begun anew (also at first sight), and the lines that are new and whole.
 
-        A line that is half written waits for its rest; one that is no JSON object (cut off by a kill) is passed over.
+        Another file in its place that begins with all that was told (a monitor writes all its lines each time, a
+        resumed training those up to its checkpoint) is the same one, longer. A line that is half written waits for its
+        rest; one that is no JSON object (cut off by a kill) is passed over.
         """
         try:
             with self._path.open("rb") as f:
@@ -59,18 +68,28 @@ class Tail:
 
     def _read(self, f: Any) -> tuple[bool, list[dict[str, Any]]]:
         stat = os.fstat(f.fileno())
-        anew = stat.st_ino != self._inode or stat.st_size < self._at
+        anew = stat.st_size < self._at or (stat.st_ino != self._inode and not self._goes_on(f))
+        self._inode = stat.st_ino
         if anew:
-            self._inode, self._at = stat.st_ino, 0
+            self._first, self._told = 0, hashlib.blake2b()
             if self._last is not None and stat.st_size > self._last:
                 f.seek(stat.st_size - self._last)
                 f.readline()
-                self._at = f.tell()
+                self._first = f.tell()
+            self._at = self._first
         f.seek(self._at)
         new = f.read()
         whole = new[: new.rfind(b"\n") + 1]
         self._at += len(whole)
+        self._told.update(whole)
         return anew, list(_objects(whole.split(b"\n")))
+
+    def _goes_on(self, f: Any) -> bool:
+        """Whether a file that was not read before begins like the one that was."""
+        if self._inode < 0:
+            return False
+        f.seek(self._first)
+        return hashlib.blake2b(f.read(self._at - self._first)).digest() == self._told.digest()
 
 
 def _objects(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
@@ -87,15 +106,17 @@ class Follower:
     """One run, seen by one reader. `poll` gives what is new as ``(kind, data)``:
 
     ``state`` (stages, process, plan), ``progress`` (the newest of each task), ``notes``, ``log`` (lines of an arm's
-    training log; ``anew`` when earlier ones are void), ``corpus`` (nodes so far), ``changed`` (results or mixes are
-    new: ask again).
+    training log; ``anew`` when earlier ones are void), ``monitor`` (the same of what is measured on held-out rows),
+    ``corpus`` (nodes so far, and below which ones there are new ones; None when it is gone), ``changed`` (results or
+    mixes are new: ask again).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._events = Tail(path / EVENTS, FIRST_EVENTS)
-        self._logs: dict[str, Tail] = {}
+        self._lines: dict[Path, Tail] = {}
         self._told: dict[str, Any] = {}
+        self._mark: Mark | None = None
 
     def poll(self) -> list[Event]:
         """What happened since the last call; the present state at the first.
@@ -112,11 +133,9 @@ class Follower:
         if self._new("state", now):
             out.append(("state", now))
         out += self._progress()
-        out += self._training()
-        grown = [_stat(self.path / at) for at in CORPUS]
-        if self._new("corpus", grown) and (found := corpus_of(self.path)) is not None:
-            size = found[1].size()
-            out.append(("corpus", {"source": found[0], "nodes": size.nodes, "kept": size.kept}))
+        out += self._training("log", LOG)
+        out += self._training("monitor", MONITOR)
+        out += self._corpus()
         results = [_stat(p) for p in (self.path / "eval/results.json", *sorted(self.path.glob("mix/*/mix.json")))]
         if self._new("results", results):
             out.append(("changed", {}))
@@ -143,13 +162,29 @@ class Follower:
         out: list[Event] = [("progress", row) for row in tasks.values()]
         return out + ([("notes", notes)] if notes else [])
 
-    def _training(self) -> list[Event]:
+    def _training(self, kind: str, name: str) -> list[Event]:
         out: list[Event] = []
-        for path in sorted(self.path.glob("train/*/log.jsonl")):
-            arm = path.parent.name
-            anew, rows = self._logs.setdefault(arm, Tail(path)).read()
+        for path in sorted(self.path.glob(f"train/*/{name}")):
+            anew, rows = self._lines.setdefault(path, Tail(path)).read()
             if anew or rows:
-                out.append(("log", {"arm": arm, "anew": anew, "rows": numeric(rows, FIRST_ROWS if anew else None)}))
+                told = {"arm": path.parent.name, "anew": anew, "rows": numeric(rows, FIRST_ROWS if anew else None)}
+                out.append((kind, told))
+        return out
+
+    def _corpus(self) -> list[Event]:
+        files = [_stat(self.path / at) for at in CORPUS]
+        if self._told.get("corpus") == files:
+            return []
+        out: list[Event] = []
+        if (found := corpus_of(self.path)) is not None:
+            source, tree = found
+            news, size = tree.news(self._mark), tree.size()
+            self._mark = news.mark
+            out = [("corpus", {"source": source, "nodes": size.nodes, "kept": size.kept, "parents": news.parents})]
+        elif self._mark is not None:  # a stage that is done anew has emptied its folder
+            self._mark = None
+            out = [("corpus", None)]
+        self._told["corpus"] = files  # not before it could be read
         return out
 
 
@@ -175,8 +210,11 @@ def _stat(path: Path) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_size
 
 
-async def stream(poll: Callable[[], list[Event]], stopping: Callable[[], bool]) -> AsyncIterator[str]:
-    """Server-sent events out of repeated calls of ``poll``, with a comment now and then so that proxies stay awake.
+async def stream(
+    poll: Callable[[], list[Event]], stopping: Callable[[], bool], every: float = EVERY_S
+) -> AsyncIterator[str]:
+    """Server-sent events out of calls of ``poll``, ``every`` seconds apart, with a comment now and then that keeps
+    proxies awake.
 
     An error that the user can mend is sent as the event ``problem``, and polling goes on. Ends when ``stopping`` says
     so: a server waits for its open answers before it ends.
@@ -192,8 +230,10 @@ async def stream(poll: Callable[[], list[Event]], stopping: Callable[[], bool]) 
             problem = str(error)
         for kind, data in found:
             yield f"event: {kind}\ndata: {to_json(data)}\n\n"
-        quiet = 0.0 if found else quiet + EVERY_S
+        quiet = 0.0 if found else quiet + every
         if quiet >= HEARTBEAT_S:
             quiet = 0.0
             yield ": still here\n\n"
-        await anyio.sleep(EVERY_S)
+        until = anyio.current_time() + every
+        while not stopping() and (left := until - anyio.current_time()) > 0:
+            await anyio.sleep(min(left, EVERY_S))

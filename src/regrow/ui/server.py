@@ -22,7 +22,7 @@ from regrow.report.build import Report
 from regrow.ui import form, views
 from regrow.ui.control import Control
 from regrow.ui.folder import RunsFolder
-from regrow.ui.follow import Event, Follower, numeric, stream
+from regrow.ui.follow import EVERY_S, LIST_EVERY_S, Event, Follower, numeric, stream
 from regrow.ui.guard import Guard, new_token
 
 STATIC = Path(str(resources.files("regrow.ui") / "static"))
@@ -53,12 +53,8 @@ class App:
         found: list[dict[str, Any]] = [
             {"id": name, "name": name, "state": state} for name, state in self.control.starting().items()
         ]
-        for line in self.folder.runs():
-            try:
-                state = views.state(line.path)["state"]
-            except RegrowError:
-                state = "damaged"
-            found.append({**views.run_line(line), "id": self.folder.name(line.path), "at": line.state, "state": state})
+        for run in self.folder.runs():
+            found.append({**views.run_line(run.line), "id": run.name, "at": run.line.state, "state": run.state})
         return found
 
 
@@ -192,8 +188,9 @@ def stop(app: Shared, named: Named) -> Json:
 def events(app: Shared, run: Annotated[str | None, Query(max_length=4096)] = None) -> StreamingResponse:
     """Of one run, or without ``run`` of the list of runs."""
     poll = _list_poll(app) if run is None else Follower(app.folder.run(run)).poll
+    every = LIST_EVERY_S if run is None else EVERY_S
     return StreamingResponse(
-        stream(poll, app.stopping), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        stream(poll, app.stopping, every), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
     )
 
 

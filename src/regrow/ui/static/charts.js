@@ -36,6 +36,9 @@ const options = (series, width, yLabel, onCursor) => {
   };
 };
 
+/** A piece of the line that a style is drawn as. */
+export const Stroke = ({ style }) => html`<svg width="26" height="10" aria-hidden="true"><line class="stroke" x1="1" x2="25" y1="5" y2="5" stroke-dasharray=${dashOf(style).join(" ")} /></svg>`;
+
 export const Chart = ({ title, series, yLabel = "nats/token" }) => {
   const place = useRef(null);
   const plot = useRef(null);
@@ -78,8 +81,7 @@ export const Chart = ({ title, series, yLabel = "nats/token" }) => {
     <figcaption><strong>${title}</strong> <span class="note">step ${step}</span></figcaption>
     <div class="canvas" ref=${place} role="img" aria-label=${`${title}: at step ${step}, ${told}`}></div>
     <ul class="legend">${series.map((s, k) => html`<li key=${s.label} class=${`a${s.style % 6}`}>
-      <svg width="26" height="10" aria-hidden="true"><line class="stroke" x1="1" x2="25" y1="5" y2="5" stroke-dasharray=${dashOf(s.style).join(" ")} /></svg>
-      <bdi>${s.label}</bdi> <span class="num">${figure(valueAt(k))}</span></li>`)}</ul>
+      <${Stroke} style=${s.style} /> <bdi>${s.label}</bdi> <span class="num">${figure(valueAt(k))}</span></li>`)}</ul>
   </figure>`;
 };
 

@@ -36,7 +36,7 @@ export const useEvents = (run, on) => {
         setConnected(false);
         if (source.readyState === EventSource.CLOSED) timer = setTimeout(open, 3000);
       };
-      for (const kind of ["runs", "state", "progress", "notes", "log", "corpus", "changed", "problem"])
+      for (const kind of ["runs", "state", "progress", "notes", "log", "monitor", "corpus", "changed", "problem"])
         source.addEventListener(kind, (event) => handlers.current[kind]?.(JSON.parse(event.data)));
     };
     open();
@@ -113,6 +113,9 @@ const SHAPES = [
 /** An arm's name with its colour and shape, as in the report. */
 export const Arm = ({ name, style = 0 }) => html`<span class=${`arm a${style % 6}`}>
   <svg class="key" viewBox="0 0 16 16" width="14" height="14" aria-hidden="true"><path class="mark" d=${SHAPES[style % 6]} /></svg><span>${name}</span></span>`;
+
+/** The arms of a run by key: their names and styles. */
+export const armsOf = (detail) => Object.fromEntries((detail.arms || []).map((a) => [a.arm, a]));
 
 /** A table that can be scrolled sideways, by keyboard too. */
 export const Table = ({ label, css = "", head, children }) => html`<div class="scroll" tabindex="0" role="region" aria-label=${label}>

@@ -1,8 +1,8 @@
 // One run: what it does right now, its curves, its results, its items, its corpus, its recipe.
-import { Arm, Said, State, Table, Trouble, clock, count, get, html, post, short, to, useEffect, useEvents, useState } from "./lib.js";
-import { Chart, curve, named } from "./charts.js";
+import { Arm, Said, State, Table, Trouble, armsOf, clock, count, get, html, post, short, to, useEffect, useEvents, useMemo, useState } from "./lib.js";
 import { Items } from "./items.js";
-import { Tree } from "./tree.js";
+import { Training } from "./training.js";
+import { Tree, makeNews } from "./tree.js";
 
 const TABS = { progress: "Progress", training: "Training", results: "Results", items: "Items", corpus: "Corpus", recipe: "Recipe and cost" };
 const KNOWN_STATS = { tok_s: "tokens/s", kept: "kept", dropped: "dropped", tokens: "tokens", loss: "loss", "loss/domain": "loss on your data", "loss/replay": "loss on replay", "kl/replay": "KL on replay" };
@@ -12,10 +12,14 @@ const WHAT = {
 };
 const what = (stage) => WHAT[stage.split("/")[0]] || stage;
 
+/** Lines by arm with new ones of an arm, which are all there are when the file was begun anew. */
+const extended = (lines, { arm, anew, rows }) => ({ ...lines, [arm]: anew ? rows : [...(lines[arm] || []), ...rows] });
+
 /** Follows a run: what the server has told so far. */
 const useRun = (name) => {
   const [detail, setDetail] = useState(null);
-  const [live, setLive] = useState({ state: null, tasks: {}, notes: [], logs: {}, corpus: null, problem: "" });
+  const [live, setLive] = useState({ state: null, tasks: {}, notes: [], logs: {}, monitors: {}, corpus: null, problem: "" });
+  const news = useMemo(makeNews, [name]);
   const [asked, setAsked] = useState(0);
   useEffect(() => {
     let stale = false, timer;
@@ -40,15 +44,19 @@ const useRun = (name) => {
     },
     progress: (row) => setLive((l) => ({ ...l, tasks: { ...l.tasks, [row.task]: row } })),
     notes: (rows) => setLive((l) => ({ ...l, notes: [...l.notes, ...rows].slice(-60) })),
-    log: ({ arm, anew, rows }) => setLive((l) => ({ ...l, logs: { ...l.logs, [arm]: anew ? rows : [...(l.logs[arm] || []), ...rows] } })),
-    corpus: (corpus) => setLive((l) => ({ ...l, corpus })),
+    log: (lines) => setLive((l) => ({ ...l, logs: extended(l.logs, lines) })),
+    monitor: (lines) => setLive((l) => ({ ...l, monitors: extended(l.monitors, lines) })),
+    corpus: (corpus) => {
+      setLive((l) => ({ ...l, corpus }));
+      news.tell(corpus ? corpus.parents : null);
+    },
     changed: () => setAsked((n) => n + 1),
     problem: ({ message }) => {
       setLive((l) => ({ ...l, problem: message }));
       setAsked((n) => n + 1); // a run that ended at once takes its folder back: what it printed tells why
     },
   });
-  return { detail, live, connected, again: () => setAsked((n) => n + 1) };
+  return { detail, live, connected, news };
 };
 
 const useNow = (on) => {
@@ -98,45 +106,11 @@ const Progress = ({ live, detail }) => html`
   ${live.notes.length ? html`<h2>Notes</h2><ul class="log">${live.notes.map((n, i) => html`<li key=${i}><time class="num">${n.time ? new Date(n.time * 1000).toLocaleTimeString() : ""}</time> <${Said} text=${n.text} /></li>`)}</ul>` : null}
   ${detail.printed ? html`<h2>What it printed</h2><pre class="said" tabindex="0" aria-label="What it printed">${detail.printed}</pre>` : null}`;
 
-const styles = (detail) => Object.fromEntries((detail.arms || []).map((a) => [a.arm, a]));
-
-const Training = ({ live, detail }) => {
-  const known = styles(detail);
-  const arms = Object.keys(live.logs).filter((a) => live.logs[a].length);
-  if (!arms.length && !(detail.mixes || []).length) return html`<p class="note">Nothing has been trained yet.</p>`;
-  const about = (arm, i) => known[arm] || { name: arm, style: i + 1 };
-  const byArm = (key) => arms.map((arm, i) => curve(live.logs[arm], key, about(arm, i).name, about(arm, i).style)).filter((s) => s.xs.length);
-  const byDomain = (arm, prefix) => named(live.logs[arm], prefix).map((d, i) => curve(live.logs[arm], prefix + d, d, i));
-  const charts = [
-    ["Loss on your data", byArm("loss/domain")],
-    ["Loss on the replay rows", byArm("loss/replay")],
-    ["KL from the base on the replay rows", byArm("kl/replay")],
-    ["Learning rate", byArm("lr"), ""],
-    ["Tokens a second", byArm("tok_s"), ""],
-  ];
-  for (const arm of arms) {
-    const name = about(arm, 0).name;
-    charts.push([`Held-out loss by domain, ${name}`, byDomain(arm, "heldout/")]);
-    charts.push([`Mixture weights by domain, ${name}`, byDomain(arm, "asked/"), "share"]);
-    charts.push([`Share of the tokens drawn, ${name}`, byDomain(arm, "mix/"), "share"]);
-  }
-  if (!charts[0][1].length) charts.unshift(["Loss", byArm("loss")]);
-  return html`<div class="charts">${charts.filter(([, s]) => s.length).map(([title, series, unit]) => html`<${Chart} key=${title} title=${title} series=${series} yLabel=${unit === undefined ? "nats/token" : unit} />`)}</div>
-    ${(detail.mixes || []).map((mix) => html`<section key=${mix.arm}><h2>The mixture of ${mix.name}</h2>
-      ${Number.isFinite(mix.asked.replay_ratio) ? html`<p class="note">${(mix.asked.replay_ratio * 100).toFixed(1)} % of the ${mix.asked.unit || "tokens"} asked to be replay</p>` : null}
-      ${mix.rows.map((row) => {
-        const share = (row.replay / (row.domain + row.replay)) * 100;
-        return html`<div class="mix" key=${row.unit}><div class="what"><span>${row.unit}</span><span class="num">${share.toFixed(1)} % replay</span></div>
-          <svg class="stack" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect class="dom" x="0" y="0" width=${100 - share} height="10" /><rect class="rep" x=${100 - share} y="0" width=${share} height="10" /></svg>
-          <p class="note">${count(row.domain)} of your data, ${count(row.replay)} of replay</p></div>`;
-      })}</section>`)}`;
-};
-
 const Cell = ({ cell }) => html`<span class="big">${cell.value}</span> <span class="unit">${cell.unit}</span><span class="ci">${cell.ci}</span>${cell.word ? html`<span class="word">${cell.word}</span>` : null}`;
 
 const Results = ({ detail, name }) => {
   if (!detail.verdict) return null;
-  const known = styles(detail);
+  const known = armsOf(detail);
   const style = (arm) => (known[arm] || { style: 0 }).style;
   const { verdict, headline, suites } = detail;
   return html`<div class="verdict-line"><span class=${`badge ${verdict.tone}`}><span aria-hidden="true">${verdict.sign}</span> ${verdict.word}</span>
@@ -150,11 +124,11 @@ const Results = ({ detail, name }) => {
         <td data-label="Kept"><span class="big">${row.retention}</span><span class="ci">${row.retention_ci}</span></td>
         <td data-label="Won back from plain SFT"><span class="big">${row.recovery}</span><span class="ci">${row.recovery_ci}</span>${row.recovery_why ? html`<span class="word">${row.recovery_why}</span>` : null}</td></tr>`)}
       <//>` : null}
-    ${suites.map((suite) => html`<div class="scroll" key=${suite.name} tabindex="0" role="region" aria-label=${`Results of ${suite.name}`}><table class="suite">
+    ${suites.map((suite) => html`<div class="scroll" key=${suite.name} tabindex="0" role="region" aria-label=${`Results of ${suite.name}`}><table class="suite phone">
       <caption><strong><bdi>${suite.name}</bdi></strong> <span class="badge">${suite.kind}</span><span class="how">${suite.n} items · ${suite.metric}, ${suite.direction}</span></caption>
       <thead><tr><th scope="col">Model</th><th scope="col" class="r">Score</th><th scope="col" class="r">Against the base ${suite.unit ? html`<span class="ci">(${suite.unit})</span>` : null}</th></tr></thead>
-      <tbody>${suite.arms.map((a) => html`<tr key=${a.arm}><th scope="row"><${Arm} name=${a.name} style=${style(a.arm)} /></th><td class="r num">${a.value} <span class="ci">${a.ci}</span></td>
-        <td class="r num">${a.word ? html`<span class=${`badge ${a.tone}`}>${a.word}</span> ` : null}${a.diff} <span class="ci">${a.diff_ci}</span></td></tr>`)}</tbody>
+      <tbody>${suite.arms.map((a) => html`<tr key=${a.arm}><th scope="row"><${Arm} name=${a.name} style=${style(a.arm)} /></th><td class="r num" data-label="Score">${a.value} <span class="ci">${a.ci}</span></td>
+        <td class="r num" data-label=${a.diff ? `Against the base${suite.unit ? ` (${suite.unit})` : ""}` : undefined}>${a.word ? html`<span class=${`badge ${a.tone}`}>${a.word}</span> ` : null}${a.diff} <span class="ci">${a.diff_ci}</span></td></tr>`)}</tbody>
       <tfoot><tr><td colspan="3">Noise floor ${suite.noise} · smallest difference this suite can see: ${suite.mdd}${suite.mdd !== "–" ? ` ${suite.unit}` : ""}</td></tr></tfoot></table></div>`)}`;
 };
 
@@ -180,7 +154,7 @@ const Buttons = ({ name, state }) => {
 };
 
 export const Run = ({ name, tab }) => {
-  const { detail, live, connected } = useRun(name);
+  const { detail, live, connected, news } = useRun(name);
   useEffect(() => { document.title = `${name} · Regrow`; }, [name]);
   const state = detail?.starting || live.state?.state;
   const top = html`<div class="title"><h1><bdi>${name === "." ? "This run" : name}</bdi></h1> <span role="status">${state ? html`<${State} state=${state} />` : null}</span></div>`;
@@ -195,5 +169,5 @@ export const Run = ({ name, tab }) => {
     <${Buttons} name=${name} state=${state} />
     <${Trouble} text=${connected ? live.problem : "Not connected. Waiting for `regrow ui` to come back."} />
     <nav class="tabs" aria-label="Parts of this run"><ul>${Object.entries(TABS).map(([key, title]) => html`<li key=${key}><a href=${to("run", { name, tab: key })} aria-current=${key === tab ? "page" : undefined}>${title}</a></li>`)}</ul></nav>
-    <section class="tab" aria-label=${TABS[tab] || TABS.progress}><${Tab} name=${name} detail=${detail} live=${live} /></section>`;
+    <section class="tab" aria-label=${TABS[tab] || TABS.progress}><${Tab} name=${name} detail=${detail} live=${live} news=${news} /></section>`;
 };
