@@ -80,6 +80,10 @@ def run_at(name: str, tab: str = "progress") -> str:
     return f"#/run?name={name}&tab={tab}"
 
 
+def parent_in(url: str) -> str:
+    return parse_qs(urlsplit(url).query, keep_blank_values=True)["parent"][0]
+
+
 def until(page: Any, true: str) -> None:
     """Wait for a JavaScript expression; Playwright's own way of waiting needs `eval`, which the page forbids."""
     wait_for(lambda: page.evaluate(true))
@@ -192,9 +196,7 @@ def test_the_tree_grows_while_one_looks(open_page: Any, folder: Path) -> None:
         page.get_by_text("4 of 4 nodes kept").wait_for()
         shown = page.locator("#tree").element_handle()
         asked: list[str] = []
-        page.on(
-            "request", lambda r: "api/tree" in r.url and asked.append(parse_qs(urlsplit(r.url).query)["parent"][0])
-        )
+        page.on("request", lambda r: "api/tree" in r.url and asked.append(parent_in(r.url)))
 
         store.commit(Expansion("t00/1", [node(f"t00/1/{i}") for i in range(2)], 2, 1, 5))
         branch = page.locator("#tree button.branch", has_text="text of t00/1")

@@ -30,7 +30,7 @@ def fit_trackers(trainer: Any, folder: Path, *, anew: bool) -> None:
     (``TENSORBOARD_LOGGING_DIR`` still wins). MLflow gets ``loss`` as ``loss/all`` and names of plain characters: its
     file store makes a folder of each name, so it cannot hold ``loss`` beside ``loss/domain``, and loses one silently.
     wandb's run ends with its training: its callback leaves it open, and the next arm would go into it. trackio's is a
-    new one unless a training goes on: its callback goes on with any run of the same name, another day's ``regrow`` too.
+    new one unless a training goes on: its callback goes on with any run of the same name, another day's too.
 
     Args:
         trainer: Its callbacks are changed.

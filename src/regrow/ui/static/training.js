@@ -58,12 +58,12 @@ const Monitor = ({ rows, arm }) => {
     return [found, fewest(found.map((d) => rise(rows, d))), fewest(kl)];
   }, [rows]);
   if (!domains.length) return null;
-  const table = (part) => html`<${Table} label=${`Forgetting monitor of ${arm.name}`} css="monitor phone" head=${HEAD}>${part.map((d) => html`<${Row} key=${d.domain} found=${d} />`)}<//>`;
+  const table = (part, rest) => html`<${Table} label=${`Forgetting monitor of ${arm.name}${rest}`} css="monitor phone" head=${HEAD}>${part.map((d) => html`<${Row} key=${d.domain} found=${d} />`)}<//>`;
   return html`<h3><${Arm} name=${arm.name} style=${arm.style} /></h3>
     <div class="charts"><${Chart} title=${`Change of the held-out loss, ${arm.name}`} series=${rises} />
       ${kls.length ? html`<${Chart} title=${`KL from the model before its first step, ${arm.name}`} series=${kls} />` : null}</div>
-    ${table(domains.slice(0, MOST_ROWS))}
-    ${domains.length > MOST_ROWS ? html`<details class="fold"><summary>${count(domains.length - MOST_ROWS)} more</summary><div>${table(domains.slice(MOST_ROWS))}</div></details>` : null}`;
+    ${table(domains.slice(0, MOST_ROWS), "")}
+    ${domains.length > MOST_ROWS ? html`<details class="fold"><summary>${count(domains.length - MOST_ROWS)} more</summary><div>${table(domains.slice(MOST_ROWS), ", the rest")}</div></details>` : null}`;
 };
 
 const Monitors = ({ monitors, arms }) => {
