@@ -133,6 +133,18 @@ def test_a_follower_tells_where_a_corpus_grows(tmp_path: Path) -> None:
     assert dict(follower.poll())["corpus"] is None, "a stage that is done anew has emptied its folder"
 
 
+def test_a_corpus_that_cannot_be_read_costs_no_curve_a_line(runs: Path) -> None:
+    path = runs / "good"
+    follower = Follower(path)
+    follower.poll()
+    (path / "corpus/nodes.parquet").write_bytes(b"PAR1 this is none PAR1")
+    with (path / "train/regrow/log.jsonl").open("a") as f:
+        f.write(line(step=121, loss=0.5))
+    found = follower.poll()
+    assert [kind for kind, _ in found] == ["log", "problem"] and "nodes.parquet" in found[1][1]["message"]
+    assert follower.poll() == [], "said once"
+
+
 def test_a_killed_run_shows_as_interrupted(tmp_path: Path, holding: Callable[[Path], subprocess.Popen[bytes]]) -> None:
     path = tmp_path / "run"
     child = holding(path)

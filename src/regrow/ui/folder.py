@@ -92,7 +92,7 @@ class RunsFolder:
 
     def runs(self) -> list[Listed]:
         """All runs, newest first; links to outside the folder are left out. A run is read again when it changed, the
-        others are not: many readers ask twice a second, and there may be hundreds of runs."""
+        others are not: there may be hundreds, and every reader asks all the time."""
         held, found = self._listed, {}
         for path in run_folders(self.root):
             version = (owner(path), *(_stat(path / name) for name in LISTED))

@@ -107,8 +107,8 @@ class Follower:
 
     ``state`` (stages, process, plan), ``progress`` (the newest of each task), ``notes``, ``log`` (lines of an arm's
     training log; ``anew`` when earlier ones are void), ``monitor`` (the same of what is measured on held-out rows),
-    ``corpus`` (nodes so far, and below which ones there are new ones; None when it is gone), ``changed`` (results or
-    mixes are new: ask again).
+    ``corpus`` (nodes so far, and below which ones there are new ones; None when it is gone), ``problem`` (the corpus
+    cannot be read), ``changed`` (results or mixes are new: ask again).
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class Follower:
         """What happened since the last call; the present state at the first.
 
         Raises:
-            RegrowError: The run was removed, or its manifest or corpus is damaged.
+            RegrowError: The run was removed, or its manifest is damaged.
         """
         out: list[Event] = []
         now = state(self.path)
@@ -135,7 +135,13 @@ class Follower:
         out += self._progress()
         out += self._training("log", LOG)
         out += self._training("monitor", MONITOR)
-        out += self._corpus()
+        try:
+            out += self._corpus()
+        except RegrowError as error:  # what was read above is new only once
+            if self._new("trouble", str(error)):
+                out.append(("problem", {"message": str(error)}))
+        else:
+            self._told.pop("trouble", None)
         results = [_stat(p) for p in (self.path / "eval/results.json", *sorted(self.path.glob("mix/*/mix.json")))]
         if self._new("results", results):
             out.append(("changed", {}))

@@ -1,5 +1,5 @@
 // One run: what it does right now, its curves, its results, its items, its corpus, its recipe.
-import { Arm, Said, State, Table, Trouble, armsOf, clock, count, get, html, post, short, to, useEffect, useEvents, useMemo, useState } from "./lib.js";
+import { Arm, Said, State, Table, Trouble, armsOf, clock, count, get, html, post, short, to, useEffect, useEvents, useMemo, useRef, useState } from "./lib.js";
 import { Items } from "./items.js";
 import { Training } from "./training.js";
 import { Tree, makeNews } from "./tree.js";
@@ -20,6 +20,7 @@ const useRun = (name) => {
   const [detail, setDetail] = useState(null);
   const [live, setLive] = useState({ state: null, tasks: {}, notes: [], logs: {}, monitors: {}, corpus: null, problem: "" });
   const news = useMemo(makeNews, [name]);
+  const grown = useRef(false);
   const [asked, setAsked] = useState(0);
   useEffect(() => {
     let stale = false, timer;
@@ -47,8 +48,9 @@ const useRun = (name) => {
     log: (lines) => setLive((l) => ({ ...l, logs: extended(l.logs, lines) })),
     monitor: (lines) => setLive((l) => ({ ...l, monitors: extended(l.monitors, lines) })),
     corpus: (corpus) => {
+      if (grown.current && corpus) news.tell(corpus.parents); // what is shown from now on is as new as this
+      grown.current = corpus !== null;
       setLive((l) => ({ ...l, corpus }));
-      news.tell(corpus ? corpus.parents : null);
     },
     changed: () => setAsked((n) => n + 1),
     problem: ({ message }) => {
