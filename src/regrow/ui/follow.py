@@ -34,7 +34,6 @@ FIRST_ROWS = 2000
 """Lines of a training log that a new reader is sent, evenly thinned; new lines are all sent."""
 
 LOG, MONITOR = "log.jsonl", "monitor.jsonl"
-CORPUS = ("grow/nodes.sqlite", "grow/nodes.sqlite-wal", "grow/nodes.parquet", "corpus/nodes.parquet")
 
 Event = tuple[str, Any]
 
@@ -178,20 +177,18 @@ class Follower:
         return out
 
     def _corpus(self) -> list[Event]:
-        files = [_stat(self.path / at) for at in CORPUS]
-        if self._told.get("corpus") == files:
+        found = corpus_of(self.path)
+        if found is None:
+            gone, self._mark = self._mark is not None, None  # a stage that is done anew has emptied its folder
+            return [("corpus", None)] if gone else []
+        # The corpus itself is asked, not its files: SQLite's log is longer a moment before its commit can be read.
+        source, tree = found
+        news = tree.news(self._mark)
+        if news.mark == self._mark:
             return []
-        out: list[Event] = []
-        if (found := corpus_of(self.path)) is not None:
-            source, tree = found
-            news, size = tree.news(self._mark), tree.size()
-            self._mark = news.mark
-            out = [("corpus", {"source": source, "nodes": size.nodes, "kept": size.kept, "parents": news.parents})]
-        elif self._mark is not None:  # a stage that is done anew has emptied its folder
-            self._mark = None
-            out = [("corpus", None)]
-        self._told["corpus"] = files  # not before it could be read
-        return out
+        size = tree.size()
+        self._mark = news.mark
+        return [("corpus", {"source": source, "nodes": size.nodes, "kept": size.kept, "parents": news.parents})]
 
 
 def numeric(rows: list[dict[str, Any]], most: int | None = FIRST_ROWS) -> list[dict[str, float]]:
