@@ -111,7 +111,7 @@ class Control:
         return process is not None and process.poll() is None
 
     def _let_end(self, name: str) -> None:
-        """A process that has let go of its run takes a moment to end; who sees the run free may continue it at once."""
+        """A process that let go of its run takes a moment to end; who sees the run free may continue it at once."""
         if (process := self._processes.get(name)) is not None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
