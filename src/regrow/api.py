@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from regrow.arms import PLAIN, REPLAY, ratio_in
+from regrow.arms import PLAIN, REPLAY, STAGE_TWO, ratio_in
 from regrow.compare import compare, compare_sequence
 from regrow.data import read_data
 from regrow.errors import DataError, RecipeError, RunError
@@ -26,6 +26,7 @@ from regrow.views import Evaluation, facts_html, in_words
 from regrow.views import Sequence as SequenceResults
 
 if TYPE_CHECKING:
+    from regrow.loops.gradual import GradualResult
     from regrow.models.load import ResolvedModel
     from regrow.report.build import Report
 
@@ -149,6 +150,63 @@ def sweep(
         seed=seed,
     )
     return _run(recipe, output, resume=resume)
+
+
+def gradual(
+    model: str,
+    data: str | Path,
+    output: str | Path = "runs/gradual",
+    *,
+    dev: str | Path | float | int = 0.1,
+    test: str | Path | float | int = 0.1,
+    epochs: int | None = None,
+    stage2_epochs: int | None = None,
+    corpus: str | Path | None = None,
+    replay_ratio: float | None = None,
+    compare: bool = True,
+    method: Literal["full", "lora"] | None = None,
+    seed: int = 0,
+    settings: Settings | None = None,
+    resume: Resume = "auto",
+) -> GradualResult:
+    """Fine-tune ``model`` in two stages by how well it knows each fact (Gradual Learning, arXiv 2410.05802).
+
+    Args:
+        model: As in `tune`; it needs a chat template (or ``model.turns``).
+        data: Questions with answers, as for `regrow.probing.probe_mastery`.
+        output: The run folder. A run that is there is continued.
+        dev: Questions that choose the best epoch: a file, a share of ``data``, or a number.
+        test: Questions that judge the finished models and choose nothing: likewise.
+        epochs: Passes of stage 1, and of the one-stage arm.
+        stage2_epochs: Passes of stage 2.
+        corpus: A grown corpus, replayed in stage 2 in place of HighlyKnown facts.
+        replay_ratio: Share of stage 2 that is replay.
+        compare: Also train on all facts in one stage.
+        method: Train all weights or LoRA adapters.
+        seed: All randomness comes from it.
+        settings: Any other recipe keys, ``{"probe.mastery.prompts": 5}``.
+        resume: As in `tune`.
+
+    Raises:
+        RegrowError: Anything you can mend, with the place and what to do.
+    """
+    from regrow.loops.gradual import run_gradual
+
+    recipe = _recipe(
+        settings,
+        model__model_name_or_path=str(model),
+        gradual__dev=str(dev) if isinstance(dev, Path) else dev,
+        gradual__test=str(test) if isinstance(test, Path) else test,
+        gradual__epochs=epochs,
+        gradual__stage2__epochs=stage2_epochs,
+        gradual__stage2__replay="corpus" if corpus else None,
+        gradual__stage2__corpus=str(corpus) if corpus else None,
+        gradual__stage2__replay_ratio=replay_ratio,
+        gradual__one_stage=compare,
+        train__method=method,
+        seed=seed,
+    )
+    return run_gradual(recipe, data, output, resume=resume)
 
 
 def run(recipe: Recipe | str | Path, output: str | Path, *, resume: Resume = "auto") -> RunResult:
@@ -502,7 +560,7 @@ def _tuned(source: Path) -> Path:
             where=str(source),
             hint=f"give the folder of one, such as {models[several[0]]}",
         )
-    return next(models[arm] for arm in (REPLAY, PLAIN) if arm in models)
+    return next(models[arm] for arm in (REPLAY, PLAIN, STAGE_TWO) if arm in models)
 
 
 def _model(recipe: Recipe) -> ResolvedModel:

@@ -9,6 +9,8 @@ PLAIN = "sft"
 REPLAY = "regrow"
 INTERPOLATE = "interpolate"
 AT_RATIO = "replay-"
+STAGE_ONE, STAGE_TWO, ONE_STAGE = "stage1", "stage2", "one-stage"
+"""Of a gradual fine-tuning."""
 
 
 def at_ratio(ratio: float) -> str:

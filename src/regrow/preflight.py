@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrow.arms import PLAIN
-from regrow.errors import ModelError
+from regrow.errors import ModelError, RecipeError
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ def check_recipe(recipe: Recipe, model: ResolvedModel) -> None:
     from regrow.train.arguments import check_trackers, make_arguments
 
     check_trainable(model)
+    if recipe.train.save_epochs:
+        raise RecipeError(
+            "a run lays all passes over your data out as one, so that no pass has an end",
+            where="train.save_epochs",
+            hint="train on a mix with `regrow mix` and `regrow train`",
+        )
     for name in recipe.evaluate.suites:
         kind, _, rest = name.partition(":")
         if kind == "file":

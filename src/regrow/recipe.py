@@ -17,7 +17,7 @@ from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
 from regrow.grow.config import GrowConfig
-from regrow.loops.config import AutoConfig, RegrowthConfig, SweepConfig
+from regrow.loops.config import AutoConfig, GradualConfig, RegrowthConfig, SweepConfig
 from regrow.mix.config import MixConfig
 from regrow.models.config import ModelConfig
 from regrow.probe.config import ProbeConfig
@@ -72,6 +72,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     regrowth: RegrowthConfig = RegrowthConfig()
     sweep: SweepConfig = SweepConfig()
+    gradual: GradualConfig = GradualConfig()
     evaluate: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
@@ -302,7 +303,10 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
-MARKS = """[P] the paper's value; [C] the released code's; [M] recalled, not looked up; [G] our own choice"""
+MARKS = (
+    "[P] the paper's value; [C] the released code's; [R] from reviews of the paper; [M] recalled, not looked up; "
+    "[G] our own choice"
+)
 """Where a default comes from, as its description says it."""
 
 MAIN_KEYS = (

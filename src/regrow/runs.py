@@ -33,6 +33,8 @@ Resume = Literal["auto", "always", "never"]
 FORMAT = "regrow-run/1"
 MANIFEST = "manifest.json"
 OWNER = ".owner.json"
+LAST_STAGES = frozenset({"eval", "test"})
+"""With one of them done a run is finished: `regrow run`'s and `regrow gradual`'s."""
 EVENTS = "events.jsonl"
 HASH_WHOLE_BELOW = 64 * 2**20
 """Outputs below this size are re-hashed before they are reused; larger ones (weights) are checked by size."""

@@ -27,6 +27,7 @@ def build_app() -> typer.Typer:
         evaluate,
         export,
         gate,
+        gradual,
         grow,
         merge,
         probe,
@@ -55,7 +56,24 @@ def build_app() -> typer.Typer:
         ] = False,
     ) -> None: ...
 
-    modules = (tune, recipe, probe, grow, serve, data, train, evaluate, gate, report, ui, chat, merge, export, env)
+    modules = (
+        tune,
+        recipe,
+        probe,
+        gradual,
+        grow,
+        serve,
+        data,
+        train,
+        evaluate,
+        gate,
+        report,
+        ui,
+        chat,
+        merge,
+        export,
+        env,
+    )
     for module in modules:
         module.register(app)
     return app

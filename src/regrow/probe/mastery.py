@@ -115,18 +115,24 @@ class Prompter:
         tokenizer: Of the model.
         seed: Of the draws. A prompt's shots depend on the seed, the question's id, the prompt's number and the ids in
             its pool.
+        shown: Questions that may be shown with their answers; ``questions`` themselves by default. Held-out questions
+            are asked with those of the training part, so that none of their answers is seen.
 
     Raises:
         DataError: A relation has too few questions for the shots; settings and file do not fit.
     """
 
-    def __init__(self, questions: Sequence[Question], cfg: MasteryConfig, tokenizer: Any, seed: int) -> None:
+    def __init__(
+        self, questions: Sequence[Question], cfg: MasteryConfig, tokenizer: Any, seed: int,
+        shown: Sequence[Question] | None = None,
+    ) -> None:  # fmt: skip
         self._cfg, self._tokenizer, self._seed = cfg, tokenizer, seed
         self._pools: dict[str, list[Question]] = defaultdict(list)
-        for q in questions:
+        shown = questions if shown is None else shown
+        for q in shown:
             self._pools[self._pool(q)].append(q)
         # A twin of the question would show its answer.
-        self._twins = Counter((self._pool(q), normalise(q.text)) for q in questions)
+        self._twins = Counter((self._pool(q), normalise(q.text)) for q in shown)
         for q in questions:
             have = len(self._pools[self._pool(q)]) - self._same(q)
             if have < cfg.shots:
@@ -149,7 +155,7 @@ class Prompter:
         return question.relation if self._cfg.pool == "relation" else ""
 
     def _same(self, question: Question) -> int:
-        """Questions of its pool that ask the same, itself included."""
+        """Questions of its pool that ask the same, itself included when it is there."""
         return self._twins[self._pool(question), normalise(question.text)]
 
     def shots(self, question: Question, prompt: int) -> list[Question]:
@@ -203,7 +209,8 @@ def estimate(questions: Sequence[Question], cfg: MasteryConfig, prompter: Prompt
 
 def probe_mastery(
     questions: Sequence[Question], cfg: MasteryConfig, out: Path, *, engine: Engine, tokenizer: Any,
-    confidence: float = 0.95, seed: int = 0, clock: Callable[[], float] = time.monotonic,
+    confidence: float = 0.95, seed: int = 0, shown: Sequence[Question] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> MasterySummary:  # fmt: skip
     """Label questions by how well the model knows their answers.
 
@@ -219,6 +226,7 @@ def probe_mastery(
         tokenizer: Of the model.
         confidence: Level of the intervals.
         seed: Of the shots and of the sampled answers.
+        shown: See `Prompter`.
         clock: Seconds, for the estimate of the time.
 
     Raises:
@@ -231,9 +239,10 @@ def probe_mastery(
                 f"the record already has a column {taken[0]!r}", where=q.id,
                 hint="Choose another name: --set probe.mastery.column=mastery_after",
             )  # fmt: skip
-    prompter = Prompter(questions, cfg, tokenizer, seed)
+    prompter = Prompter(questions, cfg, tokenizer, seed, shown)
     note(estimate(questions, cfg, prompter).text())
-    asked = hashlib.sha256(json.dumps([[q.id, q.messages, q.answers, q.relation] for q in questions]).encode())
+    seen = questions if shown is None else [*questions, *shown]
+    asked = hashlib.sha256(json.dumps([[q.id, q.messages, q.answers, q.relation] for q in seen]).encode())
     settings = cfg.model_dump(exclude={"sample", "column", "engine", "batch_items"})
     settings |= {"seed": seed, "questions": asked.hexdigest(), "engine": engine.info.name}
     passes = {kind: pass_key(kind, engine.info.revision, settings) for kind in ("greedy", "sampled")}

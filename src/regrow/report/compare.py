@@ -17,7 +17,7 @@ from regrow.errors import RunError
 from regrow.report import numbers, sections
 from regrow.report.gaps import gaps
 from regrow.report.load import RunData, arm_name, read_json
-from regrow.runs import MANIFEST, flatten, owner
+from regrow.runs import LAST_STAGES, MANIFEST, flatten, owner
 
 DEPTH = 2
 """Folders below the given one in which runs are looked for."""
@@ -87,7 +87,7 @@ def run_line(path: Path, folder: Path) -> RunLine:
 
 def _state(path: Path, stages: dict[str, Any]) -> str:
     open_ = [name for name, s in stages.items() if s.get("status") != "done"]
-    if not open_ and "eval" in stages:
+    if not open_ and LAST_STAGES & stages.keys():
         return "done"
     at = open_[-1] if open_ else (list(stages)[-1] if stages else "start")
     return f"{'running' if owner(path) else 'stopped'}: {at}"

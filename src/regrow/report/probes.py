@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,23 @@ SCORES = {
     "reference": "reference's loss - loss",
 }
 Rows = list[list[str]]
+Table = tuple[str, list[str], Rows]
+"""Title, columns, rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a page."""
+
+    id: str
+    head: str
+    tables: list[Table]
+    notes: list[str]
+    chart: Markup | None = None
+
+    def text(self) -> str:
+        """For the terminal, without the chart."""
+        return "\n\n".join([self.head, *(plain_table(columns, rows) for _, columns, rows in self.tables), *self.notes])
 
 
 def text_table(probe: str, facts: dict[str, Any]) -> str:
@@ -42,8 +60,7 @@ def text_table(probe: str, facts: dict[str, Any]) -> str:
         probe: ``domains``, ``mastery``, ``min-k`` or ``skills``.
         facts: What stands in its JSON file.
     """
-    head, tables, notes = _VIEWS[probe](facts)
-    return "\n\n".join([head, *(_plain(columns, rows) for _, columns, rows in tables), *notes])
+    return Section(probe, *_VIEWS[probe](facts)).text()
 
 
 def build_page(run: Path, out: Path, *, confidence: float) -> Path:
@@ -52,8 +69,6 @@ def build_page(run: Path, out: Path, *, confidence: float) -> Path:
     Raises:
         RunError: The folder has no manifest, or a probe's file is damaged.
     """
-    from regrow.rows.writers import atomic_path
-
     manifest = read_manifest(run)
     sections = []
     for probe, file in FILES.items():
@@ -63,14 +78,33 @@ def build_page(run: Path, out: Path, *, confidence: float) -> Path:
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
             head, tables, notes = _VIEWS[probe](facts)
-            chart = _CHARTS[probe](facts) if probe in _CHARTS else Markup("")
+            chart = _CHARTS[probe](facts) if probe in _CHARTS else None
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"the file is damaged: {error!r}", where=str(path), hint="probe again") from error
-        sections.append({"id": probe, "head": head, "tables": tables, "notes": notes, "chart": chart})
+        sections.append(Section(probe, head, tables, notes, chart))
+    name = (manifest.get("model") or {}).get("name", "")
+    return write_page(sections, manifest, out, title=f"What {name} knows", confidence=confidence)
+
+
+def write_page(
+    sections: Sequence[Section], manifest: dict[str, Any], out: Path, *, title: str, confidence: float
+) -> Path:
+    """Write a page of sections, each with its chart, tables and notes, in one file without scripts.
+
+    Args:
+        sections: In order.
+        manifest: Of the run: model and versions.
+        out: The file.
+        title: Of the page.
+        confidence: Level of the intervals.
+    """
+    from regrow.rows.writers import atomic_path
+
     env = Environment(autoescape=True, undefined=StrictUndefined)
     page = env.from_string(_asset("probes.html.j2")).render(
-        sections=sections, model=(manifest.get("model") or {}).get("name", ""), confidence=f"{confidence:.0%}",
-        versions=manifest.get("versions") or {}, css=Markup(_asset("style.css")),  # noqa: S704 - a file of this package
+        sections=sections, title=title, model=(manifest.get("model") or {}).get("name", ""),
+        confidence=f"{confidence:.0%}", versions=manifest.get("versions") or {},
+        css=Markup(_asset("style.css")),  # noqa: S704 - a file of this package
     )  # fmt: skip
     with atomic_path(out) as tmp:
         tmp.write_bytes(page.encode("utf-8", "replace"))
@@ -81,7 +115,8 @@ def _asset(name: str) -> str:
     return resources.files("regrow.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _plain(columns: Sequence[str], rows: Rows) -> str:
+def plain_table(columns: Sequence[str], rows: Rows) -> str:
+    """A table for the terminal."""
     from io import StringIO
 
     from rich.box import SIMPLE
@@ -99,7 +134,7 @@ def _plain(columns: Sequence[str], rows: Rows) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
 
-View = tuple[str, list[tuple[str, list[str], Rows]], list[str]]
+View = tuple[str, list[Table], list[str]]
 
 
 def _mastery(facts: dict[str, Any]) -> View:
@@ -203,17 +238,23 @@ def _skills(facts: dict[str, Any]) -> View:
     return f"skills: what training on one of {len(names)} helps the others (Skill-It)", tables, notes
 
 
+STYLES = dict(zip(CATEGORIES, (4, 2, 5, 1), strict=True))
+
+
+def category_bar(counts: dict[str, int]) -> Markup:
+    """The categories of a classification as one bar."""
+    parts = [(f"{c}: {counts[c]:,}", float(counts[c]), f"mark a{STYLES[c]}") for c in CATEGORIES]
+    return charts.stacked(parts, title="; ".join(label for label, _, _ in parts))
+
+
 def _mastery_chart(facts: dict[str, Any]) -> Markup:
-    styles = dict(zip(CATEGORIES, (4, 2, 5, 1), strict=True))
-    parts = [(f"{c}: {facts['counts'][c]:,}", float(facts["counts"][c]), f"mark a{styles[c]}") for c in CATEGORIES]
     keys = Markup("").join(
         Markup("<li>{}{} {}</li>").format(
-            charts.legend_marker(styles[c]), c, numbers.level(facts["shares"][c], "share")
+            charts.legend_marker(STYLES[c]), c, numbers.level(facts["shares"][c], "share")
         )
         for c in CATEGORIES
     )
-    bar = charts.stacked(parts, title="; ".join(label for label, _, _ in parts))
-    return bar + Markup('<ul class="legend">{}</ul>').format(keys)
+    return category_bar(facts["counts"]) + Markup('<ul class="legend">{}</ul>').format(keys)
 
 
 def _domains_chart(facts: dict[str, Any]) -> Markup:

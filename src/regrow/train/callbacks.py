@@ -133,3 +133,22 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         shown = ("loss", "loss/domain", "loss/replay", "kl/replay", "tok_s")
         self._stats = {k: logs[k] for k in shown if logs and k in logs} or self._stats
+
+
+class SaveEpochs(TrainerCallback):  # type: ignore[misc]
+    """Writes the model at the end of each pass over the data.
+
+    At the pass's last step and not behind it: the checkpoint of that step comes after, so a training that is killed
+    there and goes on from it has the model already.
+
+    Args:
+        save: Writes it; gets the number of the pass, from 1.
+    """
+
+    def __init__(self, save: Callable[[int], object]) -> None:
+        self._save = save
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        epoch = round(state.epoch)
+        if abs(state.epoch - epoch) < 1e-6 and state.is_world_process_zero:
+            self._save(epoch)

@@ -147,6 +147,9 @@ class TrainConfig(Section):
     """Optimizer steps between checkpoints."""
     save_total_limit: int = Field(default=1, ge=1)
     """Complete checkpoints kept while training. One checkpoint of full training is three times the fp32 weights."""
+    save_epochs: bool = False
+    """Also write the model (LoRA: the adapter) as it is after each pass over the mix, to `epochs/01`, `epochs/02`, ...
+    `regrow tune` and `run` lay all passes out as one, so there it is refused."""
     keep_checkpoints: bool = False
     """Leave the checkpoints after a finished run (they are removed once the model is saved)."""
     logging_steps: int = Field(default=10, ge=1)
@@ -182,6 +185,12 @@ class TrainConfig(Section):
             raise ValueError(
                 f"warm-up (warmup_ratio {self.warmup_ratio}) ends after the cool-down ({self.infinite.cooldown_end})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_epochs(self) -> TrainConfig:
+        if self.save_epochs and self.launch.strategy in ("fsdp", "deepspeed"):
+            raise ValueError("save_epochs cannot write a model out of sharded weights; use ddp")
         return self
 
     @field_validator("max_steps")

@@ -134,10 +134,10 @@ def save_trained(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> No
         save_model(model.float().merge_and_unload(), model_dir, out / "model")
 
 
-def save_flat(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
-    """Write ``out/flat``, the model (for LoRA the adapter) as it is now; it is trained on afterwards."""
+def save_midway(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+    """Write to ``out`` the model (for LoRA the adapter) as it is now; it is trained on afterwards."""
     if cfg.method == "full":
-        save_running(model, model_dir, out / "flat")
+        save_running(model, model_dir, out)
         return
 
     def write(tmp: Path) -> None:
@@ -145,4 +145,4 @@ def save_flat(model: Any, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
         copy_companions(model_dir, tmp)
 
     model.peft_config["default"].base_model_name_or_path = str(model_dir.resolve())
-    atomic_folder(out / "flat", write)
+    atomic_folder(out, write)

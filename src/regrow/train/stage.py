@@ -14,7 +14,7 @@ from regrow.errors import ModelError, RecipeError, RunError, TrainError
 from regrow.progress import note
 from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete, read_marker
 from regrow.train.config import TrainConfig
-from regrow.train.save import save_flat, save_trained, stored_dtype
+from regrow.train.save import save_midway, save_trained, stored_dtype
 from regrow.train.summary import SUMMARY, TrainSummary, finished, versions
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from regrow.train.trainer import RegrowTrainer
 
 EVENTS = "tensorboard"
+EPOCHS = "epochs"
+
+
+def epoch_folder(out: Path, epoch: int) -> Path:
+    """Where ``save_epochs`` puts the model after a pass over the mix; passes are numbered from 1."""
+    return out / EPOCHS / f"{epoch:02d}"
 
 
 def train(
@@ -40,7 +46,8 @@ def train(
     """Train on a mix, in this process or, with ``cfg.launch``, in several that are started for it.
 
     Writes ``out/model`` (full model in HF format; for LoRA only with ``merge_adapter``), ``out/adapter`` (LoRA),
-    ``out/flat`` (the same at the end of the infinite schedule's flat phase), ``out/log.jsonl``, ``out/train.json``,
+    ``out/flat`` (the same at the end of the infinite schedule's flat phase), ``out/epochs`` (with ``save_epochs``),
+    ``out/log.jsonl``, ``out/train.json``,
     and while it runs ``out/checkpoints``. A killed run that is started again with the same arguments continues from
     its last complete checkpoint and ends with the same weights; a finished one returns its summary.
 
@@ -143,6 +150,7 @@ def train_here(
                 shutil.rmtree(checkpoints, ignore_errors=True)
                 (out / "log.jsonl").unlink(missing_ok=True)
                 shutil.rmtree(out / EVENTS, ignore_errors=True)
+                shutil.rmtree(out / EPOCHS, ignore_errors=True)
             checkpoints.mkdir(exist_ok=True)
         processes.wait_for_everyone()
         start = newest_complete(checkpoints, mark, quiet=True)
@@ -174,7 +182,7 @@ def _train(
     from regrow.models.load import load_tokenizer
     from regrow.train.arguments import make_arguments, use_bf16
     from regrow.train.batches import TokenRows
-    from regrow.train.callbacks import LogFile, Progress, fit_trackers, read_log
+    from regrow.train.callbacks import LogFile, Progress, SaveEpochs, fit_trackers, read_log
     from regrow.train.pause import StopHere, watched_file, where_it_stands
 
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
@@ -211,7 +219,8 @@ def _train(
     # written, and the result.
     per_checkpoint = 16 if cfg.launch.strategy in ("fsdp", "deepspeed") else 12
     per_checkpoint = per_checkpoint * n_parameters if cfg.method == "full" else n_parameters
-    check_room(out, per_checkpoint * (cfg.save_total_limit + 1) + saved_bytes)
+    midway = (saved_bytes if cfg.method == "full" else n_parameters) * int(cfg.num_train_epochs) * cfg.save_epochs
+    check_room(out, per_checkpoint * (cfg.save_total_limit + 1) + saved_bytes + midway)
 
     from regrow.train.trainer import RegrowTrainer
 
@@ -237,7 +246,9 @@ def _train(
         if cfg.lr_scheduler_type == "infinite":
             from regrow.train.schedules.infinite import SaveFlat
 
-            trainer.add_callback(SaveFlat(cfg.infinite, lambda: _flat(trainer, cfg, model_dir, out)))
+            trainer.add_callback(SaveFlat(cfg.infinite, lambda: _midway(trainer, cfg, model_dir, out / "flat")))
+        if cfg.save_epochs:
+            trainer.add_callback(SaveEpochs(lambda n: _midway(trainer, cfg, model_dir, epoch_folder(out, n))))
         if start is not None and processes.is_main_process:
             note(f"training {label}: continuing from step {_step(start)}")
         loop_started, tokens_before = time.monotonic(), _tokens_before(start)
@@ -418,8 +429,8 @@ def _whole(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path) -> Any:
     return model
 
 
-def _flat(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
-    save_flat(trainer.accelerator.unwrap_model(trainer.model), cfg, model_dir, out)
+def _midway(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
+    save_midway(trainer.accelerator.unwrap_model(trainer.model), cfg, model_dir, out)
 
 
 def _write_summary(out: Path, summary: TrainSummary) -> None:

@@ -18,7 +18,7 @@ from regrow.report.items_view import OUTCOME_HELP, OUTCOMES, ItemsView, ItemView
 from regrow.report.load import RunData, arm_name
 from regrow.report.mixture import UNITS
 from regrow.report.numbers import is_number
-from regrow.runs import Owner, owner, read_manifest
+from regrow.runs import LAST_STAGES, Owner, owner, read_manifest
 
 INTERRUPTED, RUNNING, STOPPED, DONE, EMPTY = "interrupted", "running", "stopped", "done", "empty"
 PAGE = 50
@@ -65,7 +65,7 @@ def _state(at_work: Owner | None, stages: Sequence[dict[str, Any]]) -> str:
     open_ = [s["status"] for s in stages if s["status"] != "done"]
     if open_:
         return INTERRUPTED if INTERRUPTED in open_ else STOPPED
-    return DONE if any(s["name"] == "eval" for s in stages) else (STOPPED if stages else EMPTY)
+    return DONE if any(s["name"] in LAST_STAGES for s in stages) else (STOPPED if stages else EMPTY)
 
 
 def _small(facts: dict[str, Any]) -> dict[str, Any]:
