@@ -40,6 +40,8 @@ def die(*args, **kwargs):
 mark = trainer.mark_complete
 if where == "writing checkpoint 12":
     trainer.mark_complete = lambda folder, **kw: die() if kw["step"] == 12 else mark(folder, **kw)
+elif where == "after checkpoint 12":
+    trainer.mark_complete = lambda folder, **kw: (mark(folder, **kw), kw["step"] == 12 and die())
 elif where == "before checkpoint 15":
     save = trainer.SFTTrainer._save_checkpoint
     trainer.SFTTrainer._save_checkpoint = lambda self, *a: die() if self.state.global_step == 15 else save(self, *a)

@@ -1,0 +1,380 @@
+"""Gradual fine-tuning: planted facts through real trainings of the tiny model, killed in real processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import regrow
+import regrow.engines.choose
+from regrow.errors import DataError, ModelError, RecipeError, RunError
+from regrow.loops.epochs import best_epoch, read_arm
+from regrow.loops.facts import split_facts
+from regrow.loops.gradual import gradual_cost, run_gradual
+from regrow.probe.transitions import transitions
+from tests.loops.mastered import (
+    BEST_DEV,
+    BEST_TEST,
+    DEV,
+    EPOCHS,
+    EPOCHS2,
+    HIGHLY,
+    MAYBE,
+    SEED,
+    TEST,
+    UNKNOWN,
+    WEAKLY,
+    World,
+    recipe,
+)
+from tests.train.helpers import largest_difference
+
+ARMS = ("stage1", "stage2", "one-stage")
+LABELS = ("base", "control", *ARMS)
+
+
+def world_of(file: Path) -> World:
+    """The world of a file as it is split."""
+    facts = split_facts(file, DEV, TEST, seed=SEED)
+    return World({q.id for q in facts.dev}, {q.id for q in facts.test})
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def labels(run: Path, name: str) -> dict[str, str]:
+    return {x["id"]: x["mastery"] for x in lines(run / "labels" / name / "labels.jsonl")}
+
+
+def parts(run: Path) -> dict[str, set[str]]:
+    return {name: {x["id"] for x in lines(run / f"facts/{name}.jsonl")} for name in ("train", "dev", "test")}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return World().bank.write(tmp_path_factory.mktemp("facts") / "qa.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(file: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, World]:
+    """An uninterrupted run."""
+    out, world = tmp_path_factory.mktemp("whole") / "run", world_of(file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
+        run_gradual(recipe(tiny_model_dir), file, out)
+    return out, world
+
+
+def test_the_three_parts_share_nothing(whole: tuple[Path, World], file: Path) -> None:
+    found = parts(whole[0])
+    assert len(found["dev"]) == DEV and len(found["test"]) == TEST and len(found["train"]) == 40 - DEV - TEST
+    assert set.union(*found.values()) == {x["id"] for x in lines(file)}
+
+
+def test_stage_1_trains_on_the_half_known_and_stage_2_on_what_that_raised(whole: tuple[Path, World]) -> None:
+    run, world = whole
+    train, planted = parts(run)["train"], world.bank.levels()
+    mine = {level: {f for f in train if planted[f] == level} for level in (HIGHLY, MAYBE, WEAKLY, UNKNOWN)}
+    trained = {arm: {x["id"] for x in _mixed(run / arm)} for arm in ARMS}
+    assert trained["stage1"] == mine[MAYBE]
+    raised = mine[WEAKLY] | {f for f in mine[UNKNOWN] if int(f[-1]) % 2 == 0}
+    replay = trained["stage2"] - mine[MAYBE] - raised
+    assert trained["stage2"] >= mine[MAYBE] | raised and replay <= mine[HIGHLY]
+    assert len(replay) == round(0.25 * len(mine[MAYBE] | raised)), "a fifth of the whole set"
+    assert trained["one-stage"] == train
+    told = read(run / "gradual.json")["stage2_set"]
+    assert (told["kept"], told["upgraded"], told["replay"]) == (len(mine[MAYBE]), len(raised), len(replay))
+
+
+def _mixed(arm: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(arm / "mix/train.parquet", columns=["id"]).to_pylist()
+
+
+def test_labels_and_what_moved(whole: tuple[Path, World]) -> None:
+    run, world = whole
+    facts = {f.id: f for f in world.bank.facts if f.id in parts(run)["train"]}
+    found = {name: labels(run, name) for name in LABELS}
+    for name in LABELS:
+        assert found[name] == {i: world.level("base" if name == "control" else name, f) for i, f in facts.items()}
+    told = read(run / "gradual.json")["transitions"]
+    assert told["control"]["raised"] == told["control"]["lowered"] == 0
+    pairs = {"control": ("base", "control"), "stage 1": ("base", "stage1"), "stage 2": ("stage1", "stage2"),
+             "both stages": ("base", "stage2"), "one stage": ("base", "one-stage")}  # fmt: skip
+    for name, (one, two) in pairs.items():
+        assert told[name]["matrix"] == transitions(found[one], found[two])
+    lost = sum(f.level == HIGHLY and i.endswith("/0") for i, f in facts.items())
+    assert told["stage 1"]["forgotten"] == lost > 0 and told["both stages"]["forgotten"] == 0
+
+
+def test_classifications_that_are_compared_have_other_prompts(whole: tuple[Path, World]) -> None:
+    run, _ = whole
+    draws = {name: [x["shots"] for x in lines(run / f"labels/{name}/prompts.jsonl")] for name in LABELS}
+    for one, two in (("base", "control"), ("base", "stage1"), ("stage1", "stage2"), ("base", "one-stage")):
+        assert draws[one] != draws[two]
+    assert draws["control"] == draws["stage1"], "the control moves by the same chance"
+
+
+def test_dev_chooses_and_test_does_not(whole: tuple[Path, World]) -> None:
+    """Every arm has its best epoch on the test part elsewhere, and no test question is asked before all is chosen."""
+    run, world = whole
+    for arm in ARMS:
+        found = read_arm(run / arm)
+        assert found.best == BEST_DEV[arm] != BEST_TEST[arm]
+        assert [e.dev for e in found.epochs] == [float(n == BEST_DEV[arm]) for n in range(1, len(found.epochs) + 1)]
+        assert len(found.epochs) == (EPOCHS2 if arm == "stage2" else EPOCHS)
+    asked = [fact in parts(run)["test"] for _, fact in world.asked]
+    first = asked.index(True)
+    assert all(asked[first:]) and not any(asked[:first]), "all about the test part is asked at the end"
+    assert {model for model, _ in world.asked[first:]} == {"base", *ARMS}, "and of finished models only"
+
+
+def test_the_kept_model_is_that_of_its_epoch(
+    whole: tuple[Path, World], file: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from regrow.mix.config import MixConfig
+    from regrow.train.config import TrainConfig
+    from regrow.train.stage import epoch_folder, train
+
+    run, _ = whole
+    cfg = recipe(tiny_model_dir).train.model_copy(update={"num_train_epochs": EPOCHS, "save_epochs": True})
+    assert isinstance(cfg, TrainConfig) and MixConfig() == recipe(tiny_model_dir).mix
+    done = train(tiny_model_dir, run / "stage1/mix", cfg, tmp_path, seed=SEED)
+    apart = [largest_difference(run / "stage1/model", epoch_folder(tmp_path, n)) for n in range(1, EPOCHS + 1)]
+    assert [d == 0 for d in apart] == [n == BEST_DEV["stage1"] for n in range(1, EPOCHS + 1)]
+    assert largest_difference(done.model_path, epoch_folder(tmp_path, EPOCHS)) == 0
+    assert not list(run.glob("*/train/epochs")) and not list(run.glob("*/train/model")), "the others are gone"
+
+
+def test_other_test_questions_change_no_model_and_the_same_seed_gives_the_same_labels(
+    whole: tuple[Path, World], file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, world = whole
+    held = parts(run)
+    rows = lines(file)
+    for name, chosen in (("qa", held["train"]), ("dev", held["dev"])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["id"] in chosen))
+    others = [
+        {"id": f"new/{i}", "relation": "capital", "question": f"Where is {i}?", "answer": f"Nowhere {i}"}
+        for i in range(5)
+    ]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in others))
+    monkeypatch.setattr(regrow.engines.choose, "make_engine", World(world.dev, set()).make_engine)
+    cfg = recipe(tiny_model_dir, gradual__dev=str(tmp_path / "dev.jsonl"), gradual__test=str(tmp_path / "test.jsonl"))
+    again = run_gradual(cfg, tmp_path / "qa.jsonl", tmp_path / "run")
+    for name in LABELS:
+        assert labels(tmp_path / "run", name) == labels(run, name)
+    for arm in ARMS:
+        assert largest_difference(again.models[arm], run / arm / "model") == 0
+        assert read_arm(tmp_path / "run" / arm).best == BEST_DEV[arm]
+    assert again.facts["questions"]["test"] == 5
+
+
+def test_what_is_told(whole: tuple[Path, World]) -> None:
+    run, world = whole
+    told, held = read(run / "gradual.json"), parts(run)
+    test = told["test"]
+    levels = {f.id: f for f in world.bank.facts if f.id in held["test"]}
+    for name in ("base", *ARMS):
+        # Each is asked in prompt 0 greedily, which knows what is HighlyKnown or MaybeKnown.
+        known = {i: world.level(name, f) in (HIGHLY, MAYBE) for i, f in levels.items()}
+        assert test["accuracy"][name]["value"] == pytest.approx(sum(known.values()) / len(known))
+        for level in (HIGHLY, MAYBE, WEAKLY, UNKNOWN):
+            mine = [known[i] for i, f in levels.items() if f.level == level]
+            found = test["categories"][level]
+            assert found["questions"] == len(mine)
+            assert found["accuracy"] is None if not mine else found["accuracy"][name] == sum(mine) / len(mine)
+    pair = next(d for d in test["differences"] if (d["after"], d["before"]) == ("stage2", "base"))
+    assert pair["value"] == pytest.approx(test["accuracy"]["stage2"]["value"] - test["accuracy"]["base"]["value"])
+    law = told["law"]
+    assert law["points"] == 2 * EPOCHS + EPOCHS2 == len(law["models"])
+    page = (run / "gradual.html").read_text(encoding="utf-8")
+    for part in ('id="test"', 'id="epochs"', 'id="categories"', 'id="moves"', 'id="law"', "Control:", "<svg"):
+        assert part in page
+    assert "<script" not in page and 'src="http' not in page
+
+
+def test_the_finished_run_is_not_run_again_and_its_models_are_found(
+    whole: tuple[Path, World], file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from regrow.api import _tuned
+    from regrow.report.compare import find_runs
+    from regrow.runs import finished_models
+
+    run, world = whole
+    monkeypatch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
+    engines = len(world.engines)
+    again = run_gradual(recipe(tiny_model_dir), file, run)
+    assert len(world.engines) == engines and again.facts == read(run / "gradual.json")
+    assert str(run / "stage2/model") in again.text() and "after stage 2" in again.text()
+    assert finished_models(run)["stage2"] == run / "stage2/model" == _tuned(run)
+    assert [line.state for line in find_runs(run)] == ["done"]
+
+
+def doomed(model: Path, file: Path, out: Path, where: str) -> None:
+    """What the child does until it is killed."""
+    import regrow.loops.epochs as epochs
+    import regrow.train.trainer as trainer
+
+    def die(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    world = world_of(file)
+    regrow.engines.choose.make_engine = world.make_engine
+    if where == "while classifying again":
+        make = world.make_engine
+
+        def mortal(name: str, model: Any, **options: Any) -> Any:
+            engine = make(name, model, **options)
+            if world.name(model.path) == "stage1":
+                engine.sample = _after(engine.sample, 2, die)
+            return engine
+
+        regrow.engines.choose.make_engine = mortal
+    elif where == "between the model and its mark":
+        epochs.atomic_write_text = die  # type: ignore[assignment]
+    elif where == "in the training of stage 2":
+        save = trainer.SFTTrainer._save_checkpoint
+        trainer.SFTTrainer._save_checkpoint = lambda self, *a: (
+            die() if "stage2" in self.args.output_dir and self.state.global_step > 2 else save(self, *a)
+        )
+    run_gradual(recipe(model), file, out)
+
+
+def _after(call: Any, n: int, die: Any) -> Any:
+    left = [n]
+
+    def counted(*args: Any) -> Any:
+        left[0] -= 1
+        return die() if left[0] < 0 else call(*args)
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("where", "trained"),
+    [
+        pytest.param("while classifying again", ["stage2", "one-stage"], marks=pytest.mark.slow),
+        ("between the model and its mark", ["stage1", "stage2", "one-stage"]),
+        pytest.param("in the training of stage 2", ["stage2", "one-stage"], marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_continued_equals_uninterrupted(
+    where: str, trained: list[str], whole: tuple[Path, World], file: Path, tiny_model_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import regrow.train.stage as stage
+
+    out = tmp_path / "run"
+    child = multiprocessing.get_context("spawn").Process(target=doomed, args=(tiny_model_dir, file, out, where))
+    child.start()
+    child.join(300)
+    assert child.exitcode == -signal.SIGKILL
+    world, real, labelled = world_of(file), stage.train, []
+    monkeypatch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
+    monkeypatch.setattr(stage, "train", lambda *a, label, **k: (labelled.append(label), real(*a, label=label, **k))[1])
+    before = len(lines(out / "labels/stage1/ledger.jsonl")) if where == "while classifying again" else 0
+    run_gradual(recipe(tiny_model_dir), file, out)
+    assert labelled == trained, "what was finished is not done again"
+    assert _timeless(read(out / "gradual.json")) == _timeless(read(whole[0] / "gradual.json"))
+    for name in LABELS:
+        assert (out / f"labels/{name}/prompts.jsonl").read_bytes() == (
+            whole[0] / f"labels/{name}/prompts.jsonl"
+        ).read_bytes()
+    for arm in ARMS:
+        assert largest_difference(out / arm / "model", whole[0] / arm / "model") == 0
+        assert (out / arm / "ledger.jsonl").read_bytes() == (whole[0] / arm / "ledger.jsonl").read_bytes()
+    if before:
+        again = {fact for model, fact in world.asked if model == "stage1" and fact in parts(out)["train"]}
+        assert before >= 10 and len(again) <= len(parts(out)["train"]), "answers in the ledger were kept"
+        assert len([1 for m, f in world.asked if m == "base" and f in parts(out)["train"]]) == 0
+
+
+def _timeless(told: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in told.items() if k != "model"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "error"),
+    [
+        ({"train__max_steps": 5}, "steps would cut the epochs", RecipeError),
+        ({"probe__mastery__form": "plain"}, "asked in turns", RecipeError),
+        ({"probe__mastery__engine": "openai"}, "a server has one model", RecipeError),
+        ({"gradual__dev": 39}, "too few to hold out", DataError),
+        ({"gradual__dev": "nowhere.jsonl"}, "nowhere.jsonl", DataError),
+    ],
+)
+def test_what_cannot_end_well_is_refused_at_once(
+    change: dict[str, Any], message: str, error: type[Exception], file: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        run_gradual(recipe(tiny_model_dir, **change), file, tmp_path / "run")
+    assert not (tmp_path / "run/stage1").exists()
+
+
+@pytest.mark.parametrize("change", [{"gradual.dev": 0}, {"gradual.test": 1.5}, {"gradual.dev": ""},
+                                    {"gradual.stage2.replay": "corpus"}, {"gradual.stage2.corpus": "x"}])  # fmt: skip
+def test_settings_that_make_no_sense_are_errors(change: dict[str, Any]) -> None:
+    from regrow.recipe import parse_recipe
+
+    with pytest.raises(RecipeError, match="gradual"):
+        parse_recipe("", options=change)
+
+
+def test_a_model_without_turns_is_refused(file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_model_dir, tmp_path / "bare")
+    (tmp_path / "bare/chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="no chat template"):
+        run_gradual(recipe(tmp_path / "bare"), file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_half_knows_nothing_says_so(file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Through the transformers engine: random weights know no fact."""
+    small = {"probe__mastery__prompts": 1, "probe__mastery__samples": 1, "probe__mastery__max_new_tokens": 4}
+    with pytest.raises(DataError, match=r"no question is MaybeKnown \(28 Unknown\)"):
+        run_gradual(recipe(tiny_model_dir, gradual__control=False, **small), file, tmp_path / "run")
+
+
+def test_a_folder_of_another_run_is_refused(file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    manifest = {"format": "regrow-run/1", "stages": {"data": {"status": "running", "inputs": {}}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="another kind of run"):
+        run_gradual(recipe(tiny_model_dir), file, tmp_path)
+
+
+def test_the_cost_is_an_upper_bound(file: Path, tiny_model_dir: Path, whole: tuple[Path, World]) -> None:
+    told = gradual_cost(recipe(tiny_model_dir), file)
+    assert "classify 28 facts 5 times  280 greedy answers, 1,120 sampled ones" in told
+    exams = (DEV + 28) * (2 * EPOCHS + EPOCHS2) + TEST * 4
+    assert f"{exams:,} answers" in told
+    one_pass = read(whole[0] / "one-stage/mix/mix.json")["domain"]["tokens"]
+    assert f"train one-stage  {one_pass * EPOCHS:,} tokens" in told
+
+
+def test_the_highest_dev_accuracy_wins_and_the_earliest_of_equals() -> None:
+    assert best_epoch([0.1, 0.4, 0.3]) == 2
+    assert best_epoch([0.2, 0.4, 0.4]) == 2
+    assert best_epoch([0.0, 0.0]) == 1
+
+
+def test_a_question_in_two_parts_is_refused(file: Path, tmp_path: Path) -> None:
+    first = lines(file)[0] | {"id": "again"}
+    first["question"] = first["question"].upper()
+    (tmp_path / "test.jsonl").write_text(json.dumps(first) + "\n")
+    with pytest.raises(DataError, match="also stands in the train part"):
+        split_facts(file, 3, str(tmp_path / "test.jsonl"), seed=0)
