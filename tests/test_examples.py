@@ -48,3 +48,4 @@ def test_the_example_recipe_is_valid():
     from regrow.recipe import load_recipe
 
     assert load_recipe(ROOT / "examples/recipe.yaml").train.method == "lora"
+    assert load_recipe(ROOT / "examples/gradual.yaml").gradual.stage2.learning_rate == 1.5e-4

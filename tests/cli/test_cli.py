@@ -49,6 +49,7 @@ COMMANDS = [
     "validate",
     "run",
     "probe",
+    "gradual",
     "grow",
     "curate",
     "mix",

@@ -37,6 +37,16 @@ def recipe(model: Path, **more: Any) -> Recipe:
     return parse_recipe("", options={"model.model_name_or_path": str(model), **given})
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """An answer that was asked for: of which model, about which fact, in what prompt."""
+
+    model: str
+    fact: str
+    greedy: bool
+    prompt: str
+
+
 class World:
     """Which facts stand in which part, how well each model knows each, and what was asked.
 
@@ -48,7 +58,7 @@ class World:
     def __init__(self, dev: set[str] | None = None, test: set[str] | None = None) -> None:
         self.bank = FactBank(per_level=5)
         self.dev, self.test = dev or set(), test or set()
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[Asked] = []
         self.engines: list[str] = []
 
     def name(self, model: Path) -> str:
@@ -82,7 +92,8 @@ class World:
 
         class Watched(FactBankEngine):
             def _say(self, request: Any, index: int) -> Any:
-                world.asked.append((known, request.key.rsplit("/", 1)[0]))
+                fact, prompt = request.key.rsplit("/", 1)[0], self.tokenizer.decode(list(request.prompt_ids))
+                world.asked.append(Asked(known, fact, request.params.temperature == 0, prompt))
                 return super()._say(request, index)
 
         self.engines.append(known)

@@ -18,6 +18,7 @@ from regrow.loops.epochs import best_epoch, read_arm
 from regrow.loops.facts import split_facts
 from regrow.loops.gradual import gradual_cost, run_gradual
 from regrow.probe.transitions import transitions
+from tests.fixtures.fact_bank import FactBank
 from tests.loops.mastered import (
     BEST_DEV,
     BEST_TEST,
@@ -27,6 +28,7 @@ from tests.loops.mastered import (
     HIGHLY,
     MAYBE,
     SEED,
+    SETTINGS,
     TEST,
     UNKNOWN,
     WEAKLY,
@@ -135,10 +137,10 @@ def test_dev_chooses_and_test_does_not(whole: tuple[Path, World]) -> None:
         assert found.best == BEST_DEV[arm] != BEST_TEST[arm]
         assert [e.dev for e in found.epochs] == [float(n == BEST_DEV[arm]) for n in range(1, len(found.epochs) + 1)]
         assert len(found.epochs) == (EPOCHS2 if arm == "stage2" else EPOCHS)
-    asked = [fact in parts(run)["test"] for _, fact in world.asked]
+    asked = [a.fact in parts(run)["test"] for a in world.asked]
     first = asked.index(True)
     assert all(asked[first:]) and not any(asked[:first]), "all about the test part is asked at the end"
-    assert {model for model, _ in world.asked[first:]} == {"base", *ARMS}, "and of finished models only"
+    assert {a.model for a in world.asked[first:]} == {"base", *ARMS}, "and of finished models only"
 
 
 def test_the_kept_model_is_that_of_its_epoch(
@@ -204,6 +206,8 @@ def test_what_is_told(whole: tuple[Path, World]) -> None:
     for part in ('id="test"', 'id="epochs"', 'id="categories"', 'id="moves"', 'id="law"', "Control:", "<svg"):
         assert part in page
     assert "<script" not in page and 'src="http' not in page
+    card = (run / "stage2/model/README.md").read_text(encoding="utf-8")
+    assert "after stage 2" in card and f"{BEST_DEV['stage2']} of {EPOCHS2}" in card and "gradual:" in card
 
 
 def test_the_finished_run_is_not_run_again_and_its_models_are_found(
@@ -221,6 +225,121 @@ def test_the_finished_run_is_not_run_again_and_its_models_are_found(
     assert str(run / "stage2/model") in again.text() and "after stage 2" in again.text()
     assert finished_models(run)["stage2"] == run / "stage2/model" == _tuned(run)
     assert [line.state for line in find_runs(run)] == ["done"]
+
+
+def test_each_setting_reaches_its_place(
+    file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything optional off, adapters, and rates of its own."""
+    import regrow.train.stage as stage
+    from tests.train.helpers import weights_of
+
+    world, real, configs = world_of(file), stage.train, {}
+    monkeypatch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
+    monkeypatch.setattr(
+        stage, "train", lambda *a, label, **k: (configs.update({label: a[2]}), real(*a, label=label, **k))[1]
+    )
+    off = {"gradual__control": False, "gradual__one_stage": False, "gradual__law": False, "gradual__shots": 0}
+    second = {"augment": False, "replay": "none", "learning_rate": 3e-4, "weight_decay": 0.25, "epochs": 1}
+    done = run_gradual(
+        recipe(tiny_model_dir, train__method="lora", train__lora__r=4, gradual__epochs=2, **off,
+               **{f"gradual__stage2__{k}": v for k, v in second.items()}), file, tmp_path / "run",
+    )  # fmt: skip
+    run = tmp_path / "run"
+    assert sorted(p.name for p in (run / "labels").iterdir()) == ["base", "stage1", "stage2"]
+    assert set(done.models) == {"base", "stage1", "stage2"} and done.facts["law"] is None
+    assert {x["id"] for x in _mixed(run / "stage2")} == {x["id"] for x in _mixed(run / "stage1")}
+    one, two = configs["stage1"], configs["stage2"]
+    assert (one.peak_learning_rate, one.weight_decay, one.num_train_epochs) == (1e-3, 0.0, 2)
+    assert (two.peak_learning_rate, two.weight_decay, two.num_train_epochs) == (3e-4, 0.25, 1)
+    held = parts(run)
+    facts = {f.id: f for f in world.bank.facts}
+    dev = [a for a in world.asked if a.fact in held["dev"]]
+    assert dev and not [a for a in dev for f in facts.values() if f.id != a.fact and f.subject in a.prompt], "bare"
+    assert not [a for a in world.asked if "/" in a.model and a.fact in held["train"]], "no trained fact is asked"
+    for arm, before in (("stage1", tiny_model_dir), ("stage2", run / "stage1/model")):
+        assert largest_difference(run / arm / "model", before) > 0
+        assert any("lora_A" in name for name in weights_of(run / arm / "adapter"))
+        assert not (run / arm / "asked").exists() and not list((run / arm).glob(".*.tmp"))
+
+
+def test_the_default_rate_of_stage_2_is_half_and_dev_questions_show_train_answers(whole: tuple[Path, World]) -> None:
+    run, world = whole
+    stages = read(run / "manifest.json")["stages"]
+    rates = {arm: stages[arm]["inputs"]["arm.learning_rate"] for arm in ARMS}
+    assert rates == {"stage1": 1e-3, "stage2": 5e-4, "one-stage": 1e-3}
+    assert stages["stage2"]["inputs"]["arm.weight_decay"] == 0.01
+    held, facts = parts(run), {f.id: f for f in world.bank.facts}
+    for asked in world.asked:
+        if asked.fact in held["dev"] | held["test"]:
+            shown = {f.id for f in facts.values() if f.answer in asked.prompt}
+            assert len(shown) == 4 and shown <= held["train"]
+            assert {facts[i].relation for i in shown} == {facts[asked.fact].relation}
+
+
+@pytest.mark.slow
+def test_a_grown_corpus_as_replay(
+    file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    grown = {"grow.encoder": "none", "grow.topics": ["bees", "iron"]}
+    regrow.grow(str(tiny_model_dir), tmp_path / "corpus", engine="dummy", shape=[8, 1], dialogues=16, settings=grown)
+    monkeypatch.setattr(regrow.engines.choose, "make_engine", world_of(file).make_engine)
+    settings = {k: v for k, v in recipe(tiny_model_dir).model_dump()["gradual"].items() if k in ("dev", "test")}
+    done = regrow.gradual(
+        str(tiny_model_dir), file, tmp_path / "run", **settings, epochs=1, stage2_epochs=1,
+        corpus=tmp_path / "corpus", replay_ratio=0.5, compare=False, seed=SEED,
+        settings={k: v for k, v in SETTINGS.items() if not k.startswith("gradual") and k != "seed"}
+        | {"gradual.control": False, "gradual.law": False},
+    )  # fmt: skip
+    mixed = pq.read_table(tmp_path / "run/stage2/mix/train.parquet").to_pylist()
+    planted = FactBank(per_level=5).levels()
+    yours = {row["id"] for row in mixed if row["source"] == "domain"}
+    assert not [i for i in yours if planted[i] == HIGHLY] and done.facts["stage2_set"]["replay"] == 0
+    tokens = {s: sum(r["n_tokens"] for r in mixed if r["source"] == s) for s in ("domain", "replay")}
+    assert tokens["replay"] / sum(tokens.values()) == pytest.approx(0.5, abs=0.05)
+    assert done.facts["arms"]["stage2"]["replay_tokens"] == tokens["replay"]
+    assert done.facts["arms"]["stage1"]["replay_tokens"] == 0
+
+
+def test_the_command(
+    file: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import sys
+
+    import regrow.loops.gradual as loop
+    from regrow.cli import main
+
+    taken: list[Any] = []
+
+    class Done:
+        def text(self) -> str:
+            return "told"
+
+    monkeypatch.setattr(loop, "run_gradual", lambda *a, **k: taken.append((a, k)) or Done())
+
+    def call(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["regrow", "gradual", str(tiny_model_dir), str(file), *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    options = ["--dev", "0.2", "--test", "t.jsonl", "--epochs", "4", "--epochs2", "2", "--no-augment", "--no-compare"]
+    assert call("-o", str(tmp_path), *options, "--corpus", "c", "--replay-ratio", "0.3", "--method", "lora") == 0
+    (cfg, data, out), _ = taken[0]
+    g = cfg.gradual
+    assert (g.dev, g.test, g.epochs, g.stage2.epochs, g.one_stage) == (0.2, "t.jsonl", 4, 2, False)
+    assert (g.stage2.augment, g.stage2.replay, g.stage2.corpus, g.stage2.replay_ratio) == (False, "corpus", "c", 0.3)
+    assert (cfg.train.method, data, out) == ("lora", str(file), tmp_path) and "told" in capsys.readouterr().out
+    assert call("--dev", "7", "--replay", "none") == 0
+    assert taken[1][0][0].gradual.dev == 7 and taken[1][0][0].gradual.stage2.replay == "none"
+    assert call("--replay", "none", "--corpus", "c") == 1 and "belong together" in capsys.readouterr().err
+    assert call("--cost") == 0 and "classify 32 facts 5 times" in capsys.readouterr().out and len(taken) == 2
 
 
 def doomed(model: Path, file: Path, out: Path, where: str) -> None:
@@ -285,7 +404,8 @@ def test_killed_and_continued_equals_uninterrupted(
     world, real, labelled = world_of(file), stage.train, []
     monkeypatch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
     monkeypatch.setattr(stage, "train", lambda *a, label, **k: (labelled.append(label), real(*a, label=label, **k))[1])
-    before = len(lines(out / "labels/stage1/ledger.jsonl")) if where == "while classifying again" else 0
+    ledger = out / "labels/stage1/ledger.jsonl"
+    answered = {x["item"] for x in lines(ledger)} if ledger.is_file() else set()
     run_gradual(recipe(tiny_model_dir), file, out)
     assert labelled == trained, "what was finished is not done again"
     assert _timeless(read(out / "gradual.json")) == _timeless(read(whole[0] / "gradual.json"))
@@ -296,10 +416,12 @@ def test_killed_and_continued_equals_uninterrupted(
     for arm in ARMS:
         assert largest_difference(out / arm / "model", whole[0] / arm / "model") == 0
         assert (out / arm / "ledger.jsonl").read_bytes() == (whole[0] / arm / "ledger.jsonl").read_bytes()
-    if before:
-        again = {fact for model, fact in world.asked if model == "stage1" and fact in parts(out)["train"]}
-        assert before >= 10 and len(again) <= len(parts(out)["train"]), "answers in the ledger were kept"
-        assert len([1 for m, f in world.asked if m == "base" and f in parts(out)["train"]]) == 0
+    if where == "while classifying again":
+        assert len(answered) == 10, "two batches"
+        train = parts(out)["train"]
+        again = {a.fact for a in world.asked if a.model == "stage1" and a.greedy and a.fact in train}
+        assert again == train - answered, "what stood in the ledger is not asked again"
+        assert not [a for a in world.asked if a.model == "base" and a.fact in train]
 
 
 def _timeless(told: dict[str, Any]) -> dict[str, Any]:

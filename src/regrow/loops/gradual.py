@@ -74,8 +74,9 @@ class GradualResult:
 def run_gradual(recipe: Recipe, data: str | Path, output: str | Path, *, resume: Resume = "auto") -> GradualResult:
     """Run it, or continue it; see `regrow.api.gradual`."""
     from regrow.loops.gradual_cost import estimate
+    from regrow.models.card import write_model_card
     from regrow.models.load import resolve_config
-    from regrow.report.gradual import build_page
+    from regrow.report.gradual import build_page, card_facts
     from regrow.rows.writers import atomic_write_text
 
     out = Path(output)
@@ -95,6 +96,8 @@ def run_gradual(recipe: Recipe, data: str | Path, output: str | Path, *, resume:
         found = loop.go(facts)
         atomic_write_text(out / RESULTS, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         page = build_page(found, run.manifest, out / PAGE, confidence=recipe.probe.confidence)
+        for arm in found["arms"]:
+            write_model_card(loop.models[arm], card_facts(found, run.manifest, arm, dump_recipe(recipe)))
         return GradualResult(out, found, page, loop.models)
 
 

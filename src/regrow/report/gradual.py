@@ -32,6 +32,27 @@ def build_page(facts: dict[str, Any], manifest: dict[str, Any], out: Path, *, co
     return write_page(_sections(facts), manifest, out, title=title, confidence=confidence)
 
 
+def card_facts(facts: dict[str, Any], manifest: dict[str, Any], arm: str, recipe: str) -> dict[str, Any]:
+    """What the card of a model says, as `regrow.models.card.write_model_card` takes it.
+
+    Args:
+        facts: What stands in ``gradual.json``.
+        manifest: Of the run.
+        arm: ``stage1``, ``stage2`` or ``one-stage``.
+        recipe: As YAML.
+    """
+    done, accuracy = facts["arms"][arm], facts["test"]["accuracy"]
+    replayed = done["replay_tokens"]
+    return {
+        "base_model": facts["model"], "origin": manifest["model"]["origin"], "arm": NAMES[arm],
+        **({"replay": {"tokens a pass": replayed}} if replayed else {}),
+        "gain": {"exact match on the test questions, before": accuracy["base"], "after": accuracy[arm]},
+        "training": {"facts": sum(done["facts"].values()), "kept epoch": f"{done['best']} of {len(done['epochs'])}",
+                     "steps": done["steps"], "tokens": done["tokens"]},
+        "versions": manifest.get("versions") or {}, "recipe": recipe,
+    }  # fmt: skip
+
+
 def _sections(facts: dict[str, Any]) -> list[Section]:
     return [_test(facts), _epochs(facts), _categories(facts), _moves(facts), _law(facts)]
 
