@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from regrow.loops.facts import split_facts
 from regrow.recipe import Recipe, parse_recipe
 from tests.fixtures.fact_bank import FactBank, FactBankEngine, Planted
 from tests.fixtures.tiny import tiny_tokenizer
@@ -98,3 +100,29 @@ class World:
 
         self.engines.append(known)
         return Watched(bank, tiny_tokenizer())
+
+
+ARMS = ("stage1", "stage2", "one-stage")
+LABELS = ("base", "control", *ARMS)
+
+
+def world_of(file: Path) -> World:
+    """The world of a file as it is split."""
+    facts = split_facts(file, DEV, TEST, seed=SEED)
+    return World({q.id for q in facts.dev}, {q.id for q in facts.test})
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def labels(run: Path, name: str) -> dict[str, str]:
+    return {x["id"]: x["mastery"] for x in lines(run / "labels" / name / "labels.jsonl")}
+
+
+def parts(run: Path) -> dict[str, set[str]]:
+    return {name: {x["id"] for x in lines(run / f"facts/{name}.jsonl")} for name in ("train", "dev", "test")}

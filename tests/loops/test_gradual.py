@@ -1,11 +1,8 @@
-"""Gradual fine-tuning: planted facts through real trainings of the tiny model, killed in real processes."""
+"""Gradual fine-tuning: planted facts through real trainings of the tiny model."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,14 @@ from regrow.loops.gradual import gradual_cost, run_gradual
 from regrow.probe.transitions import transitions
 from tests.fixtures.fact_bank import FactBank
 from tests.loops.mastered import (
+    ARMS,
     BEST_DEV,
     BEST_TEST,
     DEV,
     EPOCHS,
     EPOCHS2,
     HIGHLY,
+    LABELS,
     MAYBE,
     SEED,
     SETTINGS,
@@ -33,59 +32,24 @@ from tests.loops.mastered import (
     UNKNOWN,
     WEAKLY,
     World,
+    labels,
+    lines,
+    parts,
+    read,
     recipe,
+    world_of,
 )
 from tests.train.helpers import largest_difference
 
-ARMS = ("stage1", "stage2", "one-stage")
-LABELS = ("base", "control", *ARMS)
 
-
-def world_of(file: Path) -> World:
-    """The world of a file as it is split."""
-    facts = split_facts(file, DEV, TEST, seed=SEED)
-    return World({q.id for q in facts.dev}, {q.id for q in facts.test})
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def labels(run: Path, name: str) -> dict[str, str]:
-    return {x["id"]: x["mastery"] for x in lines(run / "labels" / name / "labels.jsonl")}
-
-
-def parts(run: Path) -> dict[str, set[str]]:
-    return {name: {x["id"] for x in lines(run / f"facts/{name}.jsonl")} for name in ("train", "dev", "test")}
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return World().bank.write(tmp_path_factory.mktemp("facts") / "qa.jsonl")
-
-
-@pytest.fixture(scope="module")
-def whole(file: Path, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, World]:
-    """An uninterrupted run."""
-    out, world = tmp_path_factory.mktemp("whole") / "run", world_of(file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
-        run_gradual(recipe(tiny_model_dir), file, out)
-    return out, world
-
-
-def test_the_three_parts_share_nothing(whole: tuple[Path, World], file: Path) -> None:
-    found = parts(whole[0])
+def test_the_three_parts_share_nothing(whole_gradual: tuple[Path, World], facts_file: Path) -> None:
+    found = parts(whole_gradual[0])
     assert len(found["dev"]) == DEV and len(found["test"]) == TEST and len(found["train"]) == 40 - DEV - TEST
-    assert set.union(*found.values()) == {x["id"] for x in lines(file)}
+    assert set.union(*found.values()) == {x["id"] for x in lines(facts_file)}
 
 
-def test_stage_1_trains_on_the_half_known_and_stage_2_on_what_that_raised(whole: tuple[Path, World]) -> None:
-    run, world = whole
+def test_stage_1_trains_on_the_half_known_and_stage_2_on_what_that_raised(whole_gradual: tuple[Path, World]) -> None:
+    run, world = whole_gradual
     train, planted = parts(run)["train"], world.bank.levels()
     mine = {level: {f for f in train if planted[f] == level} for level in (HIGHLY, MAYBE, WEAKLY, UNKNOWN)}
     trained = {arm: {x["id"] for x in _mixed(run / arm)} for arm in ARMS}
@@ -105,8 +69,8 @@ def _mixed(arm: Path) -> list[dict[str, Any]]:
     return pq.read_table(arm / "mix/train.parquet", columns=["id"]).to_pylist()
 
 
-def test_labels_and_what_moved(whole: tuple[Path, World]) -> None:
-    run, world = whole
+def test_labels_and_what_moved(whole_gradual: tuple[Path, World]) -> None:
+    run, world = whole_gradual
     facts = {f.id: f for f in world.bank.facts if f.id in parts(run)["train"]}
     found = {name: labels(run, name) for name in LABELS}
     for name in LABELS:
@@ -121,17 +85,17 @@ def test_labels_and_what_moved(whole: tuple[Path, World]) -> None:
     assert told["stage 1"]["forgotten"] == lost > 0 and told["both stages"]["forgotten"] == 0
 
 
-def test_classifications_that_are_compared_have_other_prompts(whole: tuple[Path, World]) -> None:
-    run, _ = whole
+def test_classifications_that_are_compared_have_other_prompts(whole_gradual: tuple[Path, World]) -> None:
+    run, _ = whole_gradual
     draws = {name: [x["shots"] for x in lines(run / f"labels/{name}/prompts.jsonl")] for name in LABELS}
     for one, two in (("base", "control"), ("base", "stage1"), ("stage1", "stage2"), ("base", "one-stage")):
         assert draws[one] != draws[two]
     assert draws["control"] == draws["stage1"], "the control moves by the same chance"
 
 
-def test_dev_chooses_and_test_does_not(whole: tuple[Path, World]) -> None:
+def test_dev_chooses_and_test_does_not(whole_gradual: tuple[Path, World]) -> None:
     """Every arm has its best epoch on the test part elsewhere, and no test question is asked before all is chosen."""
-    run, world = whole
+    run, world = whole_gradual
     for arm in ARMS:
         found = read_arm(run / arm)
         assert found.best == BEST_DEV[arm] != BEST_TEST[arm]
@@ -144,13 +108,13 @@ def test_dev_chooses_and_test_does_not(whole: tuple[Path, World]) -> None:
 
 
 def test_the_kept_model_is_that_of_its_epoch(
-    whole: tuple[Path, World], file: Path, tiny_model_dir: Path, tmp_path: Path
+    whole_gradual: tuple[Path, World], facts_file: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     from regrow.mix.config import MixConfig
     from regrow.train.config import TrainConfig
     from regrow.train.stage import epoch_folder, train
 
-    run, _ = whole
+    run, _ = whole_gradual
     cfg = recipe(tiny_model_dir).train.model_copy(update={"num_train_epochs": EPOCHS, "save_epochs": True})
     assert isinstance(cfg, TrainConfig) and MixConfig() == recipe(tiny_model_dir).mix
     done = train(tiny_model_dir, run / "stage1/mix", cfg, tmp_path, seed=SEED)
@@ -161,11 +125,15 @@ def test_the_kept_model_is_that_of_its_epoch(
 
 
 def test_other_test_questions_change_no_model_and_the_same_seed_gives_the_same_labels(
-    whole: tuple[Path, World], file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole_gradual: tuple[Path, World],
+    facts_file: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, world = whole
+    run, world = whole_gradual
     held = parts(run)
-    rows = lines(file)
+    rows = lines(facts_file)
     for name, chosen in (("qa", held["train"]), ("dev", held["dev"])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows if r["id"] in chosen))
     others = [
@@ -184,8 +152,8 @@ def test_other_test_questions_change_no_model_and_the_same_seed_gives_the_same_l
     assert again.facts["questions"]["test"] == 5
 
 
-def test_what_is_told(whole: tuple[Path, World]) -> None:
-    run, world = whole
+def test_what_is_told(whole_gradual: tuple[Path, World]) -> None:
+    run, world = whole_gradual
     told, held = read(run / "gradual.json"), parts(run)
     test = told["test"]
     levels = {f.id: f for f in world.bank.facts if f.id in held["test"]}
@@ -211,16 +179,16 @@ def test_what_is_told(whole: tuple[Path, World]) -> None:
 
 
 def test_the_finished_run_is_not_run_again_and_its_models_are_found(
-    whole: tuple[Path, World], file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    whole_gradual: tuple[Path, World], facts_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from regrow.api import _tuned
     from regrow.report.compare import find_runs
     from regrow.runs import finished_models
 
-    run, world = whole
+    run, world = whole_gradual
     monkeypatch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
     engines = len(world.engines)
-    again = run_gradual(recipe(tiny_model_dir), file, run)
+    again = run_gradual(recipe(tiny_model_dir), facts_file, run)
     assert len(world.engines) == engines and again.facts == read(run / "gradual.json")
     assert str(run / "stage2/model") in again.text() and "after stage 2" in again.text()
     assert finished_models(run)["stage2"] == run / "stage2/model" == _tuned(run)
@@ -228,13 +196,13 @@ def test_the_finished_run_is_not_run_again_and_its_models_are_found(
 
 
 def test_each_setting_reaches_its_place(
-    file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts_file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything optional off, adapters, and rates of its own."""
     import regrow.train.stage as stage
     from tests.train.helpers import weights_of
 
-    world, real, configs = world_of(file), stage.train, {}
+    world, real, configs = world_of(facts_file), stage.train, {}
     monkeypatch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
     monkeypatch.setattr(
         stage, "train", lambda *a, label, **k: (configs.update({label: a[2]}), real(*a, label=label, **k))[1]
@@ -243,7 +211,7 @@ def test_each_setting_reaches_its_place(
     second = {"augment": False, "replay": "none", "learning_rate": 3e-4, "weight_decay": 0.25, "epochs": 1}
     done = run_gradual(
         recipe(tiny_model_dir, train__method="lora", train__lora__r=4, gradual__epochs=2, **off,
-               **{f"gradual__stage2__{k}": v for k, v in second.items()}), file, tmp_path / "run",
+               **{f"gradual__stage2__{k}": v for k, v in second.items()}), facts_file, tmp_path / "run",
     )  # fmt: skip
     run = tmp_path / "run"
     assert sorted(p.name for p in (run / "labels").iterdir()) == ["base", "stage1", "stage2"]
@@ -263,8 +231,10 @@ def test_each_setting_reaches_its_place(
         assert not (run / arm / "asked").exists() and not list((run / arm).glob(".*.tmp"))
 
 
-def test_the_default_rate_of_stage_2_is_half_and_dev_questions_show_train_answers(whole: tuple[Path, World]) -> None:
-    run, world = whole
+def test_the_default_rate_of_stage_2_is_half_and_dev_questions_show_train_answers(
+    whole_gradual: tuple[Path, World],
+) -> None:
+    run, world = whole_gradual
     stages = read(run / "manifest.json")["stages"]
     rates = {arm: stages[arm]["inputs"]["arm.learning_rate"] for arm in ARMS}
     assert rates == {"stage1": 1e-3, "stage2": 5e-4, "one-stage": 1e-3}
@@ -279,16 +249,16 @@ def test_the_default_rate_of_stage_2_is_half_and_dev_questions_show_train_answer
 
 @pytest.mark.slow
 def test_a_grown_corpus_as_replay(
-    file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    facts_file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq
 
     grown = {"grow.encoder": "none", "grow.topics": ["bees", "iron"]}
     regrow.grow(str(tiny_model_dir), tmp_path / "corpus", engine="dummy", shape=[8, 1], dialogues=16, settings=grown)
-    monkeypatch.setattr(regrow.engines.choose, "make_engine", world_of(file).make_engine)
+    monkeypatch.setattr(regrow.engines.choose, "make_engine", world_of(facts_file).make_engine)
     settings = {k: v for k, v in recipe(tiny_model_dir).model_dump()["gradual"].items() if k in ("dev", "test")}
     done = regrow.gradual(
-        str(tiny_model_dir), file, tmp_path / "run", **settings, epochs=1, stage2_epochs=1,
+        str(tiny_model_dir), facts_file, tmp_path / "run", **settings, epochs=1, stage2_epochs=1,
         corpus=tmp_path / "corpus", replay_ratio=0.5, compare=False, seed=SEED,
         settings={k: v for k, v in SETTINGS.items() if not k.startswith("gradual") and k != "seed"}
         | {"gradual.control": False, "gradual.law": False},
@@ -304,7 +274,7 @@ def test_a_grown_corpus_as_replay(
 
 
 def test_the_command(
-    file: Path,
+    facts_file: Path,
     tiny_model_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -324,7 +294,7 @@ def test_the_command(
     monkeypatch.setattr(loop, "run_gradual", lambda *a, **k: taken.append((a, k)) or Done())
 
     def call(*more: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["regrow", "gradual", str(tiny_model_dir), str(file), *more])
+        monkeypatch.setattr(sys, "argv", ["regrow", "gradual", str(tiny_model_dir), str(facts_file), *more])
         with pytest.raises(SystemExit) as ended:
             main()
         return int(ended.value.code or 0)
@@ -335,97 +305,11 @@ def test_the_command(
     g = cfg.gradual
     assert (g.dev, g.test, g.epochs, g.stage2.epochs, g.one_stage) == (0.2, "t.jsonl", 4, 2, False)
     assert (g.stage2.augment, g.stage2.replay, g.stage2.corpus, g.stage2.replay_ratio) == (False, "corpus", "c", 0.3)
-    assert (cfg.train.method, data, out) == ("lora", str(file), tmp_path) and "told" in capsys.readouterr().out
+    assert (cfg.train.method, data, out) == ("lora", str(facts_file), tmp_path) and "told" in capsys.readouterr().out
     assert call("--dev", "7", "--replay", "none") == 0
     assert taken[1][0][0].gradual.dev == 7 and taken[1][0][0].gradual.stage2.replay == "none"
     assert call("--replay", "none", "--corpus", "c") == 1 and "belong together" in capsys.readouterr().err
     assert call("--cost") == 0 and "classify 32 facts 5 times" in capsys.readouterr().out and len(taken) == 2
-
-
-def doomed(model: Path, file: Path, out: Path, where: str) -> None:
-    """What the child does until it is killed."""
-    import regrow.loops.epochs as epochs
-    import regrow.train.trainer as trainer
-
-    def die(*args: Any, **kwargs: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    world = world_of(file)
-    regrow.engines.choose.make_engine = world.make_engine
-    if where == "while classifying again":
-        make = world.make_engine
-
-        def mortal(name: str, model: Any, **options: Any) -> Any:
-            engine = make(name, model, **options)
-            if world.name(model.path) == "stage1":
-                engine.sample = _after(engine.sample, 2, die)
-            return engine
-
-        regrow.engines.choose.make_engine = mortal
-    elif where == "between the model and its mark":
-        epochs.atomic_write_text = die  # type: ignore[assignment]
-    elif where == "in the training of stage 2":
-        save = trainer.SFTTrainer._save_checkpoint
-        trainer.SFTTrainer._save_checkpoint = lambda self, *a: (
-            die() if "stage2" in self.args.output_dir and self.state.global_step > 2 else save(self, *a)
-        )
-    run_gradual(recipe(model), file, out)
-
-
-def _after(call: Any, n: int, die: Any) -> Any:
-    left = [n]
-
-    def counted(*args: Any) -> Any:
-        left[0] -= 1
-        return die() if left[0] < 0 else call(*args)
-
-    return counted
-
-
-@pytest.mark.parametrize(
-    ("where", "trained"),
-    [
-        pytest.param("while classifying again", ["stage2", "one-stage"], marks=pytest.mark.slow),
-        ("between the model and its mark", ["stage1", "stage2", "one-stage"]),
-        pytest.param("in the training of stage 2", ["stage2", "one-stage"], marks=pytest.mark.slow),
-    ],
-)
-def test_killed_and_continued_equals_uninterrupted(
-    where: str, trained: list[str], whole: tuple[Path, World], file: Path, tiny_model_dir: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    import regrow.train.stage as stage
-
-    out = tmp_path / "run"
-    child = multiprocessing.get_context("spawn").Process(target=doomed, args=(tiny_model_dir, file, out, where))
-    child.start()
-    child.join(300)
-    assert child.exitcode == -signal.SIGKILL
-    world, real, labelled = world_of(file), stage.train, []
-    monkeypatch.setattr(regrow.engines.choose, "make_engine", world.make_engine)
-    monkeypatch.setattr(stage, "train", lambda *a, label, **k: (labelled.append(label), real(*a, label=label, **k))[1])
-    ledger = out / "labels/stage1/ledger.jsonl"
-    answered = {x["item"] for x in lines(ledger)} if ledger.is_file() else set()
-    run_gradual(recipe(tiny_model_dir), file, out)
-    assert labelled == trained, "what was finished is not done again"
-    assert _timeless(read(out / "gradual.json")) == _timeless(read(whole[0] / "gradual.json"))
-    for name in LABELS:
-        assert (out / f"labels/{name}/prompts.jsonl").read_bytes() == (
-            whole[0] / f"labels/{name}/prompts.jsonl"
-        ).read_bytes()
-    for arm in ARMS:
-        assert largest_difference(out / arm / "model", whole[0] / arm / "model") == 0
-        assert (out / arm / "ledger.jsonl").read_bytes() == (whole[0] / arm / "ledger.jsonl").read_bytes()
-    if where == "while classifying again":
-        assert len(answered) == 10, "two batches"
-        train = parts(out)["train"]
-        again = {a.fact for a in world.asked if a.model == "stage1" and a.greedy and a.fact in train}
-        assert again == train - answered, "what stood in the ledger is not asked again"
-        assert not [a for a in world.asked if a.model == "base" and a.fact in train]
-
-
-def _timeless(told: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in told.items() if k != "model"}
 
 
 @pytest.mark.parametrize(
@@ -439,10 +323,15 @@ def _timeless(told: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_end_well_is_refused_at_once(
-    change: dict[str, Any], message: str, error: type[Exception], file: Path, tiny_model_dir: Path, tmp_path: Path
+    change: dict[str, Any],
+    message: str,
+    error: type[Exception],
+    facts_file: Path,
+    tiny_model_dir: Path,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(error, match=message):
-        run_gradual(recipe(tiny_model_dir, **change), file, tmp_path / "run")
+        run_gradual(recipe(tiny_model_dir, **change), facts_file, tmp_path / "run")
     assert not (tmp_path / "run/stage1").exists()
 
 
@@ -455,36 +344,36 @@ def test_settings_that_make_no_sense_are_errors(change: dict[str, Any]) -> None:
         parse_recipe("", options=change)
 
 
-def test_a_model_without_turns_is_refused(file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_model_without_turns_is_refused(facts_file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(tiny_model_dir, tmp_path / "bare")
     (tmp_path / "bare/chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="no chat template"):
-        run_gradual(recipe(tmp_path / "bare"), file, tmp_path / "run")
+        run_gradual(recipe(tmp_path / "bare"), facts_file, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_half_knows_nothing_says_so(file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_model_that_half_knows_nothing_says_so(facts_file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     """Through the transformers engine: random weights know no fact."""
     small = {"probe__mastery__prompts": 1, "probe__mastery__samples": 1, "probe__mastery__max_new_tokens": 4}
     with pytest.raises(DataError, match=r"no question is MaybeKnown \(28 Unknown\)"):
-        run_gradual(recipe(tiny_model_dir, gradual__control=False, **small), file, tmp_path / "run")
+        run_gradual(recipe(tiny_model_dir, gradual__control=False, **small), facts_file, tmp_path / "run")
 
 
-def test_a_folder_of_another_run_is_refused(file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_of_another_run_is_refused(facts_file: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     manifest = {"format": "regrow-run/1", "stages": {"data": {"status": "running", "inputs": {}}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match="another kind of run"):
-        run_gradual(recipe(tiny_model_dir), file, tmp_path)
+        run_gradual(recipe(tiny_model_dir), facts_file, tmp_path)
 
 
-def test_the_cost_is_an_upper_bound(file: Path, tiny_model_dir: Path, whole: tuple[Path, World]) -> None:
-    told = gradual_cost(recipe(tiny_model_dir), file)
+def test_the_cost_is_an_upper_bound(facts_file: Path, tiny_model_dir: Path, whole_gradual: tuple[Path, World]) -> None:
+    told = gradual_cost(recipe(tiny_model_dir), facts_file)
     assert "classify 28 facts 5 times  280 greedy answers, 1,120 sampled ones" in told
     exams = (DEV + 28) * (2 * EPOCHS + EPOCHS2) + TEST * 4
     assert f"{exams:,} answers" in told
-    one_pass = read(whole[0] / "one-stage/mix/mix.json")["domain"]["tokens"]
+    one_pass = read(whole_gradual[0] / "one-stage/mix/mix.json")["domain"]["tokens"]
     assert f"train one-stage  {one_pass * EPOCHS:,} tokens" in told
 
 
@@ -494,9 +383,9 @@ def test_the_highest_dev_accuracy_wins_and_the_earliest_of_equals() -> None:
     assert best_epoch([0.0, 0.0]) == 1
 
 
-def test_a_question_in_two_parts_is_refused(file: Path, tmp_path: Path) -> None:
-    first = lines(file)[0] | {"id": "again"}
+def test_a_question_in_two_parts_is_refused(facts_file: Path, tmp_path: Path) -> None:
+    first = lines(facts_file)[0] | {"id": "again"}
     first["question"] = first["question"].upper()
     (tmp_path / "test.jsonl").write_text(json.dumps(first) + "\n")
     with pytest.raises(DataError, match="also stands in the train part"):
-        split_facts(file, 3, str(tmp_path / "test.jsonl"), seed=0)
+        split_facts(facts_file, 3, str(tmp_path / "test.jsonl"), seed=0)

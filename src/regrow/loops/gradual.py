@@ -249,14 +249,13 @@ class _Gradual:
             engine = self.engine(model)
             try:
                 return probe_mastery(
-                    facts.train, cfg, folder, engine=engine, tokenizer=self.tokenizer, seed=seed,
-                    confidence=self.recipe.probe.confidence,
-                ).to_dict()  # fmt: skip
+                    facts.train, cfg, folder, engine=engine, tokenizer=self.tokenizer, seed=seed
+                ).to_dict()
             finally:
                 engine.close()
 
         inputs = {"model": upstream or self.model.revision, "train": self.hashes["train"], "seed": seed,
-                  "settings": cfg.model_dump(), "confidence": self.recipe.probe.confidence}  # fmt: skip
+                  "settings": cfg.model_dump()}  # fmt: skip
         done = self.run.stage(f"labels/{name}", inputs, work)
         with (done.path / "labels.jsonl").open(encoding="utf-8") as lines:
             found = [json.loads(line)[cfg.column] for line in lines]
@@ -309,7 +308,7 @@ class _Gradual:
         from regrow.probe.mastery import Prompter, probe_mastery
         from regrow.rows.writers import atomic_write_text
 
-        recipe, cfg, seed = self.recipe, self.recipe.probe.mastery, self.seed_of(0)
+        cfg, seed = self.recipe.probe.mastery, self.seed_of(0)
 
         def work(folder: Path) -> dict[str, Any]:
             prompter = Prompter(
@@ -325,7 +324,7 @@ class _Gradual:
                             if not labelled:
                                 probe_mastery(
                                     facts.test, cfg, folder / "labels", engine=engine, tokenizer=self.tokenizer,
-                                    seed=seed, shown=facts.train, confidence=recipe.probe.confidence,
+                                    seed=seed, shown=facts.train,
                                 )  # fmt: skip
                             ask_once(facts.test, prompter, engine, ledger, name, label=f"test, {name}",
                                      batch_items=cfg.batch_items, seed=seed)  # fmt: skip
@@ -341,7 +340,7 @@ class _Gradual:
         inputs = {
             "models": {name: self.hashes.get(name, self.model.revision) for name in self.models},
             "train": self.hashes["train"], "test": self.hashes["test"], "seed": seed, "shots": self.cfg.shots,
-            "settings": cfg.model_dump(), "confidence": recipe.probe.confidence,
+            "settings": cfg.model_dump(),
         }  # fmt: skip
         done = self.run.stage("test", inputs, work)
         found: dict[str, Any] = json.loads((done.path / TESTED).read_text(encoding="utf-8"))
