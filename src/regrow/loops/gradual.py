@@ -93,8 +93,9 @@ def run_gradual(recipe: Recipe, data: str | Path, output: str | Path, *, resume:
         note(estimate(recipe, model.path, facts).text())
         if resume != "always":  # which allows no other settings than those that stand there
             atomic_write_text(out / "recipe.yaml", dump_recipe(recipe))
-        found = loop.go(facts)
-        atomic_write_text(out / RESULTS, json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        told = json.dumps(loop.go(facts), indent=1, ensure_ascii=False, allow_nan=False)
+        atomic_write_text(out / RESULTS, told + "\n")
+        found = json.loads(told)  # what is returned is what stands there
         page = build_page(found, run.manifest, out / PAGE, confidence=recipe.probe.confidence)
         for arm in found["arms"]:
             write_model_card(loop.models[arm], card_facts(found, run.manifest, arm, dump_recipe(recipe)))
