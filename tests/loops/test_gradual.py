@@ -195,6 +195,26 @@ def test_the_finished_run_is_not_run_again_and_its_models_are_found(
     assert [line.state for line in find_runs(run)] == ["done"]
 
 
+def test_the_page_and_the_tables_come_again(
+    whole_gradual: tuple[Path, World],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import sys
+
+    from regrow.cli import main
+
+    run, _ = whole_gradual
+    for args in (["report", str(run), "-o", str(tmp_path / "again.html")], ["show", str(run)]):
+        monkeypatch.setattr(sys, "argv", ["regrow", *args])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+    assert (tmp_path / "again.html").read_bytes() == (run / "gradual.html").read_bytes()
+    assert "after stage 2 against before" in capsys.readouterr().out
+
+
 def test_each_setting_reaches_its_place(
     facts_file: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,15 @@ def report(
     ] = None,
 ) -> None:
     """Write the report page of a run (again)."""
+    from regrow.report import gradual
     from regrow.report.build import build_report
 
+    if (facts := gradual.saved(run)) is not None:
+        from regrow.runs import read_manifest
+
+        page = output or run / gradual.PAGE
+        print(gradual.build_page(facts, read_manifest(run), page, confidence=facts["confidence"]))
+        return
     print(build_report(run, output or run / "report.html"))
 
 
@@ -33,6 +40,7 @@ def show(
     ],
 ) -> None:
     """Print a run's verdict and its tables; of several seeds, the differences with the seed as a random effect."""
+    from regrow.report import gradual
     from regrow.report.build import load_report
     from regrow.report.compare import gaps_table, seeds_table, suites_table
     from regrow.report.lost_view import lost_table
@@ -42,6 +50,9 @@ def show(
         from regrow.evaluate.seeds import over_seeds
 
         _print(seeds_table(over_seeds([load_evaluation(r) for r in runs])))
+        return
+    if (facts := gradual.saved(runs[0])) is not None:
+        print(gradual.text_tables(facts))
         return
     found = load_report(runs[0])
     print(found.text_table())

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from regrow.probe.texts import Question
 
 MADE_BY = "regrow gradual"
-RESULTS, PAGE, TESTED = "gradual.json", "gradual.html", "test.json"
+TESTED = "test.json"
 CONTROL = "control"
 DRAWS = {BASE: 0, CONTROL: 1, ONE: 1, TWO: 2, ALL: 2}
 """Which draw of prompts a model is classified with. Never that of the labels it is compared with, so that the control,
@@ -76,7 +76,7 @@ def run_gradual(recipe: Recipe, data: str | Path, output: str | Path, *, resume:
     from regrow.loops.gradual_cost import estimate
     from regrow.models.card import write_model_card
     from regrow.models.load import resolve_config
-    from regrow.report.gradual import build_page, card_facts
+    from regrow.report.gradual import PAGE, RESULTS, build_page, card_facts
     from regrow.rows.writers import atomic_write_text
 
     out = Path(output)

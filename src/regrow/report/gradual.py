@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from regrow.errors import RunError
 from regrow.report import charts, numbers
 from regrow.report.probes import CATEGORIES, STYLES, Section, category_bar, write_page
 
@@ -14,6 +16,7 @@ NAMES = {
     "base": "before", "control": "before, again", "stage1": "after stage 1", "stage2": "after stage 2",
     "one-stage": "one stage on everything",
 }  # fmt: skip
+RESULTS, PAGE = "gradual.json", "gradual.html"
 STYLE = {"stage1": 1, "stage2": 2, "one-stage": 3}
 
 
@@ -30,6 +33,22 @@ def build_page(facts: dict[str, Any], manifest: dict[str, Any], out: Path, *, co
     """Write the page; returns its path."""
     title = f"{facts['model']}, fine-tuned by what it knows"
     return write_page(_sections(facts), manifest, out, title=title, confidence=confidence)
+
+
+def saved(run: Path) -> dict[str, Any] | None:
+    """What stands in a run's ``gradual.json``; None for another kind of run.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    file = run / RESULTS
+    if not file.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"the file is damaged: {error}", where=str(file), hint="run it again") from error
+    return found
 
 
 def card_facts(facts: dict[str, Any], manifest: dict[str, Any], arm: str, recipe: str) -> dict[str, Any]:
