@@ -28,10 +28,10 @@ def curate(
     set_: Sets = None,
 ) -> None:
     """Remove near-duplicates, bad dialogues and anything an evaluation contains; say why for each."""
-    from regrow import api
+    from regrow import stages
 
     chosen = settings(recipe, set_, data__path=data, seed=seed)
-    print(api.curate_with(chosen, corpus, output, items=items).text())
+    print(stages.curate_with(chosen, corpus, output, items=items).text())
 
 
 def mix(
@@ -45,9 +45,9 @@ def mix(
     set_: Sets = None,
 ) -> None:
     """Mix your data with replay at a ratio counted in tokens, ready for training."""
-    from regrow import api
+    from regrow import stages
 
     chosen = settings(
         recipe, set_, model__model_name_or_path=model, data__path=data, mix__replay_ratio=replay_ratio, seed=seed
     )
-    print(api.mix_with(chosen, output, corpus=corpus).text())
+    print(stages.mix_with(chosen, output, corpus=corpus).text())

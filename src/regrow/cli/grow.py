@@ -41,7 +41,7 @@ def grow(
     set_: Sets = None,
 ) -> None:
     """Grow a corpus of dialogues out of MODEL, branch by branch. The same command continues after a crash."""
-    from regrow import api
+    from regrow import stages
 
     chosen = settings(
         recipe,
@@ -58,4 +58,4 @@ def grow(
         grow__top_logprobs=top_logprobs,
         seed=seed,
     )
-    print(api.grow_with(chosen, output).text())
+    print(stages.grow_with(chosen, output).text())

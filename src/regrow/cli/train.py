@@ -26,7 +26,7 @@ def train(
     set_: Sets = None,
 ) -> None:
     """Fine-tune MODEL on a mixed stream. The same command continues from the last checkpoint."""
-    from regrow import api
+    from regrow import stages
 
     chosen = settings(
         recipe,
@@ -37,4 +37,4 @@ def train(
         train__learning_rate=learning_rate,
         seed=seed,
     )
-    print(api.train_with(chosen, mixed, output).text())
+    print(stages.train_with(chosen, mixed, output).text())
