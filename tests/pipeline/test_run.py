@@ -243,6 +243,8 @@ def comparable(folder: Path) -> dict:
         for k, v in manifest["stages"][name]["outputs"].items()
         if not k.endswith(("log.jsonl", ".json", ".sqlite")) and not k.startswith("lm-eval/")  # dated
     }
+    # In the order in which they were scored, which depends on what was left to do.
+    outputs["eval/scores.jsonl"] = sorted((folder / "eval/scores.jsonl").read_text().splitlines())
     results = json.loads((folder / "eval/results.json").read_text())
     return outputs | {"suites": results["suites"], "verdict": results["verdict"]}
 
