@@ -40,6 +40,7 @@ SEEN_IN_A_RUN = {
     "infinite",  # test_infinite.py
     "launch",  # test_launch.py
     "mixture",  # test_mixture.py
+    "save_epochs",  # test_epochs.py
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ def _comparable(ratios: list[float]) -> list[float]:
     if odd := [r for r in ratios if not 0 <= r < 1]:
         raise ValueError(f"{odd[0]:g} is no share of the tokens; ratios are 0 or more and less than 1")
     if 0 not in ratios or len(ratios) < 2:
-        raise ValueError("0, the plain model that the others are compared with, and one ratio more are needed")
+        raise ValueError("it needs 0, the plain model that the others are compared with, and one ratio more")
     if len({at_ratio(r) for r in ratios}) < len(ratios):
         raise ValueError("a ratio stands twice")
     return sorted(ratios)
