@@ -76,9 +76,12 @@ def test_shares_stay_when_nothing_moved(tmp_path: Path):
     assert any(reason.startswith("None of 2 topics moved") for reason in chosen.why)
 
 
-def test_asked_topics_become_those_that_were_watched(tmp_path: Path):
+def test_asked_topics_become_those_of_the_pilot(tmp_path: Path):
     recipe = parse_recipe("grow: {ask_topics: 2}")
-    chosen = choose(recipe, monitored(tmp_path, bees=0.2, law=0.2), results(0.1), rows=40, of=80).to_dict()
+    monitored(tmp_path, bees=0.2, law=0.2, domain=3.0)  # the last are the user's rows, of which nothing can be grown
+    (tmp_path / "grow").mkdir()
+    (tmp_path / "grow/corpus.json").write_text('{"counts": {"topics": {"bees": 5, "law": 4}}}')
+    chosen = choose(recipe, tmp_path, results(0.1), rows=40, of=80).to_dict()
     after = apply_choice(recipe, chosen)
     assert after.grow.ask_topics == 0 and after.grow.topics == ["bees", "law"]
     assert after.grow.quota == {"bees": 0.5, "law": 0.5} and after.mix.replay_ratio == 0.1
@@ -103,12 +106,13 @@ def test_no_replay_when_none_is_needed(tmp_path: Path):
 
 def test_a_pilot_is_a_sweep_of_the_same_training():
     text = "train: {learning_rate: 3.0e-4, max_steps: 100}\ngrow: {tokens: 10000}\nsweep: {margin_nats: 0.05}\n"
-    recipe = parse_recipe(text + "arms: [regrow]\nauto: {pilot_rows: 80, replay_ratios: [0.3, 0]}")
+    recipe = parse_recipe(text + "arms: [regrow]\nauto: {pilot_rows: 80, replay_ratios: [0.3, 0], watch_dialogues: 3}")
     inner = pilot_recipe(recipe, 0.25)
     assert inner.sweep.replay_ratios == [0.0, 0.3] and inner.auto.pilot_rows == 0
     assert inner.train.max_steps == 25 and inner.train.learning_rate == 3e-4
     assert inner.sweep.margin_nats == 0.05 and inner.grow.tokens is None
-    assert inner.curate.watch_dialogues == 2
+    assert inner.curate.watch_dialogues == 3 and inner.evaluate.suites == ["own-dialogues", "heldout"]
+    assert pilot_recipe(parse_recipe("grow: {dialogues: 7}"), 0.5).grow.dialogues is None
 
 
 def test_its_rows(tmp_path: Path):

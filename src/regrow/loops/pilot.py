@@ -163,6 +163,7 @@ def topic_shares(recipe: Recipe, pilot: Path) -> tuple[dict[str, float], dict[st
     """Topic -> share of the corpus, and topic -> what the pilot's plain arm forgot of it (nats a token), of those that
     could be watched. No shares where none moved by more than `regrow.evaluate.verdict.MOVED`, and nothing at all
     where none was watched."""
+    from regrow.grow.corpus import corpus_facts
     from regrow.grow.topics import configured_topics
     from regrow.train.monitor import MONITOR
 
@@ -171,7 +172,8 @@ def topic_shares(recipe: Recipe, pilot: Path) -> tuple[dict[str, float], dict[st
         return {}, {}
     last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
     measured = {k.removeprefix("heldout_kl/"): float(v) for k, v in last.items() if k.startswith("heldout_kl/")}
-    topics = configured_topics(recipe.grow) or list(measured)
+    # Topics that were asked of the model stand in the corpus; the monitor measures rows of the user's domain, too.
+    topics = configured_topics(recipe.grow) or list(corpus_facts(pilot / "grow")["counts"]["topics"])
     forgotten = {t: measured[t] for t in topics if t in measured}
     if not forgotten:
         return {}, {}
