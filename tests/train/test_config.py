@@ -212,3 +212,8 @@ def test_names_in_the_tables_are_real(tmp_path):
 def test_impossible_values_are_refused(settings):
     with pytest.raises(ValidationError):
         TrainConfig(**settings)
+
+
+def test_arguments_are_made_without_a_warning(tmp_path, recwarn):
+    make_arguments(TrainConfig(gradient_checkpointing=True), tmp_path, 0)
+    assert [str(w.message) for w in recwarn if "deprecated" in str(w.message)] == []

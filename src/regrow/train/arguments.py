@@ -143,6 +143,8 @@ def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int, *, run_name: 
 
     check_trainer_args(cfg)
     accelerated = torch.accelerator.is_available()
+    # The newer of two names; transformers warns of the older one.
+    recompute = next(n for n in ("activation_checkpointing", "gradient_checkpointing") if hasattr(SFTConfig, n))
     fields: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "seed": seed,
@@ -158,7 +160,7 @@ def make_arguments(cfg: TrainConfig, checkpoints: Path, seed: int, *, run_name: 
         "weight_decay": cfg.weight_decay,
         "max_grad_norm": cfg.max_grad_norm,
         "bf16": use_bf16(cfg),
-        "gradient_checkpointing": cfg.gradient_checkpointing,
+        recompute: cfg.gradient_checkpointing,
         "save_strategy": "steps",
         "save_steps": cfg.save_steps,
         # Old checkpoints go only once a newer one is known to be complete: see RegrowTrainer._save_checkpoint.
