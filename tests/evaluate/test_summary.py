@@ -94,12 +94,16 @@ def test_a_gain_of_no_size_or_on_few_items_is_no_learning() -> None:
     assert "heldout: 6 items are too few for any difference to count as significant." in six["verdict"]["notes"]
 
 
-def test_a_divergence_is_harm_however_few_dialogues_show_it() -> None:
+def test_a_divergence_is_harm_on_four_dialogues_and_not_on_three() -> None:
     """It is never below zero, so what counts is its size and not whether it is there."""
     far = {"base": np.zeros(4), "sft": np.full(4, 0.5), "regrow": np.array([0.28, 0.29, 0.29, 0.3])}
     r = result(pool(1.0, 1.0) + records("own-dialogues", "kl", far))
     assert r["verdict"]["level"] in ("lost", "partly")
     assert any(n.startswith("own-dialogues (4 items): worse, +0.28") for n in r["verdict"]["notes"])
+    three = {arm: values[:3] for arm, values in far.items()}
+    few = result(pool(1.0, 1.0) + records("own-dialogues", "kl", three))["verdict"]
+    assert few["level"] == "kept" and "too few dialogues to say how far it moved (3)" in few["sentence"]
+    assert any(n.startswith("own-dialogues (3 items): too few to say") for n in few["notes"])
     near = {"base": np.zeros(4), "sft": np.full(4, 0.5), "regrow": np.full(4, 0.05)}
     told = result(pool(1.0, 1.0) + records("own-dialogues", "kl", near))["verdict"]["notes"]
     assert any(n.startswith("own-dialogues (4 items): close to the base") for n in told)

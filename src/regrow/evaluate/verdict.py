@@ -16,6 +16,10 @@ MOVED = 0.1
 significant says nothing; from this lower bound on it counts as harm. A tenth of a nat makes each token about a tenth
 less likely. Our choice."""
 
+LEAST_DIALOGUES = 4
+"""With fewer, a bootstrap interval is no wider than the range of the values, and of one value it is a point: nothing to
+call harm by. Our choice."""
+
 LEAST_GAIN = 0.01
 """Nats per token. A smaller gain than this one per cent of a token's probability can be significant and still is
 nothing that a user would notice. Our choice."""
@@ -55,7 +59,7 @@ def harmed(suite: dict[str, Any], arm: str) -> bool:
     """Whether a suite shows a loss: significantly worse, or a divergence on own dialogues of more than `MOVED`."""
     diff = suite["differences"][arm]["vs_base"]
     if suite["metric"] == "kl":
-        return bool(diff["ci"][0] > MOVED)
+        return bool(suite["n"] >= LEAST_DIALOGUES and diff["ci"][0] > MOVED)
     return diff["better"] is False
 
 
@@ -117,6 +121,9 @@ def _kept(results: dict[str, Any], arm: str) -> list[str]:
         out.append(f"no significant change on {_and(same)}")
     for name, s in suites.items():
         if name not in known:
+            if s["n"] < LEAST_DIALOGUES:
+                out.append(f"{name} has too few dialogues to say how far it moved ({s['n']})")
+                continue
             low, high = s["differences"][arm]["vs_base"]["ci"]
             far = bounds_text(low, high, "nats") if low > MOVED else f"no more than {_amount(high, 'nats')}"
             out.append(f"it moved {far} a token from its {name}{_against(s, arm)}")
@@ -166,6 +173,7 @@ def _measured(name: str, suite: dict[str, Any], arm: str, sure: str) -> str:
     if suite["metric"] == "kl":
         low, high = diff["ci"]
         word = "worse" if low > MOVED else ("close to the base" if high <= MOVED else "somewhat off the base")
+        word = word if suite["n"] >= LEAST_DIALOGUES else "too few to say"
     told = f"{name} ({suite['n']} items): {word}, {_span(diff['ci'], suite['unit'])} of {_metric(suite)}, {sure}"
     if arm != PLAIN and PLAIN in suite["differences"]:
         told += f"; plain SFT {_span(suite['differences'][PLAIN]['vs_base']['ci'], suite['unit'])}"
