@@ -1,6 +1,6 @@
 """Table of the mixtures over six domains.
 
-    python experiments/domains/analyse.py --out runs/mixtures --to experiments/domains/results
+python experiments/domains/analyse.py --out runs/mixtures --to experiments/domains/results
 """
 
 from __future__ import annotations

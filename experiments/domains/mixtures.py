@@ -1,6 +1,6 @@
 """Mixtures over six domains on a small real model; see README.md beside this file. Started again, it continues.
 
-    python experiments/domains/mixtures.py --kit KIT --out runs/mixtures --seeds 0 1 2
+python experiments/domains/mixtures.py --kit KIT --out runs/mixtures --seeds 0 1 2
 """
 
 from __future__ import annotations

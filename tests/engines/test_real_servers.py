@@ -131,3 +131,48 @@ def test_a_small_growth(engine, smollm2, tmp_path):
     kept = [n for n in read_nodes(tmp_path) if n.kept]
     assert all(n.token_logprobs is None or len(n.token_logprobs) == len(n.token_ids) for n in kept)
     assert any(n.token_logprobs for n in kept)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", [slow("vllm"), slow("llama.cpp")])
+def test_a_served_model_is_evaluated_as_its_folder(kind, smollm2, tmp_path, monkeypatch):
+    """Through the command's own function, on answers to choose from and on answers to write; folder in float32."""
+    import json
+
+    from regrow.compare import compare
+    from regrow.engines.serve import start
+    from regrow.recipe import parse_recipe
+
+    asked = [
+        {"question": "What is the capital of France?", "choices": ["Lima", "Paris", "Oslo"], "answer": 1},
+        {"question": "How many legs has a spider?", "choices": ["eight", "two", "a hundred"], "answer": 0},
+        {"question": "Which of these is a fruit?", "choices": ["iron", "a chair", "an apple"], "answer": 2},
+    ]
+    (tmp_path / "picked.jsonl").write_text("".join(json.dumps(r) + "\n" for r in asked))
+    short = [{"question": f"What is {k} plus {k}?", "answers": [str(2 * k)]} for k in range(1, 4)]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps(r) + "\n" for r in short))
+    (tmp_path / "wrote.yaml").write_text("scenario: short.jsonl\ninferencer: generate\nmetric: contains\n")
+    names = [f"file:{tmp_path / 'picked.jsonl'}", f"recipe:{tmp_path / 'wrote.yaml'}"]
+    recipe = parse_recipe("", overrides=[
+        f"evaluate.suites={json.dumps(names)}", "evaluate.bootstrap=200", "evaluate.max_new_tokens=12",
+        "grow.encoder=none", "grow.server.api_key_env=THE_KEY",
+    ])  # fmt: skip
+    server = start(kind, smollm2, ServeConfig(quant="f16", context=1024, slots=4, arguments=WEIGHTS[kind]))
+    try:
+        monkeypatch.setenv("THE_KEY", server.key)
+        results = compare(recipe, [str(smollm2.path), server.url], tmp_path / "out")
+    finally:
+        server.close()
+    records = [json.loads(line) for line in (tmp_path / "out/eval/records.jsonl").read_text().splitlines()]
+    by = {(r["suite"], r["item_id"], r["arm"]): r for r in records}
+    picked = [(key, r) for key, r in by.items() if key[0] == "picked" and key[2] == "after"]
+    assert len(picked) == 3 and set(results["suites"]) == {"picked", "wrote"}
+    for (suite, name, _), theirs in picked:
+        ours = by[suite, name, "base"]["metrics"]
+        assert theirs["metrics"]["acc"] == ours["acc"] and set(theirs["metrics"]) == set(ours)
+        for metric in ("nll", "margin"):
+            if metric in ours:
+                assert theirs["metrics"][metric] == pytest.approx(ours[metric], abs=0.02), metric
+    written = [(r["output"], by["wrote", key[1], "base"]["output"]) for key, r in by.items()
+               if key[0] == "wrote" and key[2] == "after"]  # fmt: skip
+    assert len(written) == 3 and all(a.split()[:2] == b.split()[:2] for a, b in written), written

@@ -36,6 +36,11 @@ MMR_CHARS = 600
 whole answers would cost half as much as sampling them."""
 
 
+FIRST_BATCH = 32
+"""Candidates of the first batch; each one after it may hold twice as many. A full batch on a CPU takes half a minute,
+and a person who has just started wants to see a dialogue before."""
+
+
 @dataclass(slots=True)
 class Candidate:
     """One sampled turn. ``number`` counts the candidates of its parent over all attempts."""
@@ -113,6 +118,7 @@ class Grower:
         self._blank: dict[int, bool] = {}
         self._sampled = self._kept = self._dropped = 0
         self._sampled_before = 0
+        self._limit = FIRST_BATCH
 
     def run(self, bar: Task) -> None:
         """Expand every planted tree to its leaves; what is expanded already is left alone.
@@ -200,11 +206,13 @@ class Grower:
             frontier.push_again(parent.layer, parent, self._ask(parent))
 
     def _batch(self, frontier: Frontier, trees: dict[int, TreeRow]) -> list[Parent]:
-        """The next parents to expand together: of one layer, about `batch_nodes` candidates for each worker."""
+        """The next parents to expand together: of one layer, about `batch_nodes` candidates for each worker, fewer in
+        the first batches."""
         limit = self.config.batch_nodes * self.engine.info.workers
         layer = frontier.next_layer(limit, bool(self._prefixes and self._prefixes.crowded()))
         if layer is None:
             return []
+        limit, self._limit = min(limit, self._limit), 2 * self._limit
         batch: list[Parent] = []
         size = 0
         while size < limit and (parent := frontier.pop_again(layer)):
