@@ -38,7 +38,7 @@ def prepare(out: Path, kit: Path) -> None:
 
     labels = out / "labels.jsonl"
     rows, _ = split(kit, TRAIN, TEST, 0)
-    labelled = [{"messages": r.messages[1:], "domain": d} for d, found in rows.items() for r in found]
+    labelled = [{"text": r.messages[1]["content"], "domain": d} for d, found in rows.items() for r in found]
     labels.write_text("".join(json.dumps(r) + "\n" for r in labelled), encoding="utf-8")
     found = probe_domains("smollm2", labels, out / "probe", samples=SAMPLES, repeats=REPEATS)
     weights = {d: found.facts["shares"][d]["share"] for d in DOMAINS}
