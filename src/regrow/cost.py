@@ -191,6 +191,8 @@ def measure(recipe: Recipe, cost: Cost) -> None:
     if cost.sampled_tokens:
         cost.speeds["grow"], cost.engine = _grow_speed(recipe, model)
         cost.seconds["grow"] = cost.sampled_tokens / cost.speeds["grow"]
+        if recipe.grow.top_logprobs or recipe.train.replay_loss != "hard":  # one pass over what was kept
+            cost.seconds["grow"] += cost.grown_tokens / cost.speeds["score"]
     cost.seconds["train"] = sum(cost.train_tokens.values()) / cost.speeds["train"]
     cost.seconds["evaluate"] = scored / cost.speeds["score"]
 

@@ -116,7 +116,7 @@ def grow_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> G
             topics = len(configured_topics(cfg)) or cfg.ask_topics
             aside += recipe.curate.watch_dialogues * topics * DIALOGUE_TOKENS
         cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + aside})
-    if recipe.train.replay_loss == "soft" and cfg.top_logprobs == 0:
+    if recipe.train.replay_loss != "hard" and cfg.top_logprobs == 0:
         cfg = cfg.model_copy(update={"top_logprobs": 32})
     return cfg
 

@@ -109,9 +109,11 @@ def test_the_estimate_is_of_the_run_and_few_rows_hold_out_enough(recipe_of, tiny
     assert (cost.rows, cost.heldout) == (50, 10), "a tenth would be six, with which nothing can be significant"
     without = estimate(recipe_of("curate.holdout_dialogues=0"))
     assert cost.grown_tokens - without.grown_tokens > 10_000
-    recipe = recipe_of("train.replay_loss=soft", "grow.tokens=5000")
-    assert grow_budget(recipe, tiny_model_dir, []).top_logprobs == 32
-    assert estimate(recipe).disk_bytes > estimate(recipe_of("grow.tokens=5000")).disk_bytes
+    recipe = recipe_of("grow.tokens=5000")
+    assert grow_budget(recipe, tiny_model_dir, []).top_logprobs == 32, "soft replay is the default"
+    hard = recipe_of("train.replay_loss=hard", "grow.tokens=5000")
+    assert grow_budget(hard, tiny_model_dir, []).top_logprobs == 0
+    assert estimate(recipe).disk_bytes > estimate(hard).disk_bytes
 
 
 def test_a_refused_resume_changes_no_recipe(recipe_of, tmp_path, monkeypatch):

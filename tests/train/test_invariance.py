@@ -28,6 +28,7 @@ ONE_STEP: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "max_grad_norm": 0.0,
     "trainer_args": {"optim": "sgd"},
+    "replay_loss": "hard",
 }
 
 

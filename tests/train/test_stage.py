@@ -16,7 +16,7 @@ from regrow.errors import ModelError, RecipeError, RunError
 from regrow.train import stage
 from regrow.train.config import TrainConfig
 from regrow.train.stage import train
-from tests.train.helpers import log_lines, random_rows, token_row, weights_of, write_mix
+from tests.train.helpers import largest_difference, log_lines, random_rows, token_row, weights_of, write_mix
 
 QUICK = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 2}
 
@@ -104,6 +104,18 @@ def test_soft_without_any_top_k_is_refused_but_a_mix_without_replay_is_not(tiny_
         train(tiny_model_dir, mix, cfg, tmp_path / "a", seed=0)
     domain = [r for r in random_rows(16) if r["source"] == "domain"]
     assert train(tiny_model_dir, write_mix(tmp_path / "m", domain), cfg, tmp_path / "b", seed=0).steps == 4
+
+
+def test_auto_is_soft_where_replay_carries_a_top_k_and_hard_where_none_does(tiny_model_dir, tmp_path):
+    for k, chosen in ((6, "soft"), (0, "hard")):
+        mix = write_mix(tmp_path / f"mix{k}", random_rows(16, k=k))
+        done = {
+            loss: train(tiny_model_dir, mix, TrainConfig(**QUICK, replay_loss=loss), tmp_path / f"{loss}{k}", seed=0)
+            for loss in ("auto", chosen)
+        }
+        assert done["auto"].replay_loss == chosen
+        assert largest_difference(done["auto"].model_path, done[chosen].model_path) == 0
+    assert TrainConfig().replay_loss == "auto"
 
 
 def test_progress_and_trackers_get_the_numbers(tiny_model_dir, mix, tmp_path, monkeypatch):

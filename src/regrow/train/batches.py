@@ -61,6 +61,16 @@ class Document:
     shared: int = 0
 
 
+def carries_topk(mix_file: Path) -> bool:
+    """Whether any row of a mix has the base model's stored top-k."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(mix_file) as file:
+        if "topk_k" not in file.schema_arrow.names:
+            return False
+        return any(k for batch in file.iter_batches(columns=["topk_k"]) for k in batch.column(0).to_pylist())
+
+
 class TokenRows:
     """The mix on disk (``train.parquet``), memory-mapped and read document by document.
 

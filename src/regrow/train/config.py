@@ -31,7 +31,7 @@ class LoraSection(Section):
 
 
 class SoftReplaySection(Section):
-    """How replay tokens are pulled to the base model's own distribution when ``replay_loss: soft``."""
+    """How replay tokens are pulled to the base model's own distribution by the soft ``replay_loss``."""
 
     weight: float = Field(default=1.0, gt=0.0, le=1.0)
     """Replay token loss = ``(1 - weight) * cross-entropy + weight * KL(base || student)``. 1 is pure KL."""
@@ -159,11 +159,12 @@ class TrainConfig(Section):
     in ``tensorboard`` beside the model."""
     attn_implementation: str | None = None
     """``sdpa``, ``eager``, ``flash_attention_2``, ...; null leaves the choice to transformers."""
-    replay_loss: Literal["hard", "soft"] = "hard"
+    replay_loss: Literal["auto", "hard", "soft"] = "auto"
     """Loss on replay tokens. ``hard``: cross-entropy on the sampled token (the paper). ``soft``: KL from the base
-    model's stored top-k to the student. Domain tokens always have cross-entropy."""
+    model's stored top-k to the student. ``auto``: soft where the replay carries that top-k, else hard; a whole run
+    grows it with 32. Domain tokens always have cross-entropy."""
     soft: SoftReplaySection = SoftReplaySection()
-    """Settings of the soft loss; read only when ``replay_loss: soft``."""
+    """Settings of the soft loss; not read with ``replay_loss: hard``."""
     mixture: MixtureSection = MixtureSection()
     """Shares of the training tokens by domain, decided while training."""
     launch: LaunchSection = LaunchSection()

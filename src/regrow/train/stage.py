@@ -181,10 +181,12 @@ def _train(
 
     from regrow.models.load import load_tokenizer
     from regrow.train.arguments import make_arguments, use_bf16
-    from regrow.train.batches import TokenRows
+    from regrow.train.batches import TokenRows, carries_topk
     from regrow.train.callbacks import LogFile, Progress, SaveEpochs, fit_trackers, read_log
     from regrow.train.pause import StopHere, watched_file, where_it_stands
 
+    if cfg.replay_loss == "auto":
+        cfg = cfg.model_copy(update={"replay_loss": "soft" if carries_topk(mix_file) else "hard"})
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
     topk, cache_dir = cfg.replay_loss == "soft", out / "checkpoints" / "cache"
@@ -286,6 +288,7 @@ def _train(
         processes=processes.num_processes,
         gaps={} if trainer.monitor is None else trainer.monitor.gaps(),
         realised=trainer.replay_drawn(),
+        replay_loss=cfg.replay_loss if rows.n_replay else None,
     )
 
 
