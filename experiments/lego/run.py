@@ -143,7 +143,7 @@ def analyse(out: Path, to: Path, seeds: list[int], shuffled: bool, steps: int) -
     ahead = sum(a > b for a, b in zip(mean["skill-it"], mean["stratified"], strict=True))
     lines += ["", f"Skill-It is ahead on {ahead} of {len(seeds)} seeds."]
     to.mkdir(parents=True, exist_ok=True)
-    facts = {"mean_accuracy": mean, "runs": found, "versions": versions(), 
+    facts = {"mean_accuracy": mean, "runs": found, "versions": versions(),
              "machine": f"{platform.machine()}, one thread",
              "protocol": {"steps": steps, "batch": BATCH, "learning_rate": LEARNING_RATE, "shuffled": shuffled,
                           "updates": UPDATES, "chains": TRAIN}}  # fmt: skip

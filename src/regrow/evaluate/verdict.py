@@ -17,8 +17,8 @@ significant says nothing; from this lower bound on it counts as harm. A tenth of
 less likely. Our choice."""
 
 LEAST_DIALOGUES = 4
-"""With fewer, a bootstrap interval is no wider than the range of the values, and of one value it is a point: nothing to
-call harm by. Our choice."""
+"""With fewer, a bootstrap interval is no wider than the range of the values, and of one value it is a point:
+nothing to call harm by. Our choice."""
 
 LEAST_GAIN = 0.01
 """Nats per token. A smaller gain than this one per cent of a token's probability can be significant and still is
