@@ -82,18 +82,20 @@ def test_kill_and_resume(
 def test_a_hundred_kills(
     tiny_model_dir: Path, tmp_path: Path, whole: tuple[dict[str, tuple[object, ...]], list[str], int]
 ) -> None:
-    """The same run killed again and again, at any moment from its start on."""
-    rng, kills = random.Random(0), 0
+    """Runs killed again and again, at any moment from their start on, until a hundred kills are done."""
+    rng, kills, runs = random.Random(0), 0, 0
     while kills < 100:
-        process = start(tiny_model_dir, tmp_path, 0.05)
-        time.sleep(rng.uniform(0.02, 0.5))
-        if not process.is_alive():
-            break
-        kill(process)
-        kills += 1
-    assert kills > 5
-    finish(tiny_model_dir, tmp_path)
-    assert snapshot(tmp_path) == whole[0]
+        out = tmp_path / str(runs)
+        while kills < 100:
+            process = start(tiny_model_dir, out, 0.05)
+            time.sleep(rng.uniform(0.02, 0.5))
+            if not process.is_alive():
+                break  # through to its end between two kills; the next run takes the others
+            kill(process)
+            kills += 1
+        finish(tiny_model_dir, out)
+        assert snapshot(out) == whole[0], f"run {runs}, after {kills} kills"
+        runs += 1
 
 
 def test_a_second_writer_is_refused_and_a_reader_is_not(tiny_model_dir: Path, tmp_path: Path) -> None:
