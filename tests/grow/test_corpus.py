@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from regrow.errors import RunError
-from regrow.grow.corpus import read_dialogues, read_nodes
+from regrow.grow.corpus import DIALOGUES, Dialogue, read_dialogues, read_nodes, write_dialogues
 from tests.grow.helpers import ScriptedEngine, run, settings, tokenizer_of
 
 
@@ -47,3 +47,14 @@ def test_columns(tiny_model_dir: Path, tmp_path: Path) -> None:
     run(tiny_model_dir, tmp_path, settings(dialogues=4))
     node = next(read_nodes(tmp_path, ["id", "text"]))
     assert node.text and node.token_ids is None
+
+
+@pytest.mark.parametrize("damage", [b"role", b"content", b"topic"])
+def test_a_renamed_column_is_damage_and_no_key_error(tmp_path: Path, damage: bytes) -> None:
+    """Found by damaging files at random: one letter of a name inside the messages gave a KeyError later on."""
+    said = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "That."}]
+    write_dialogues(tmp_path / DIALOGUES, [Dialogue("t/0/0", said, ["t/0"], "t", 0, 9)])
+    path = tmp_path / DIALOGUES
+    path.write_bytes(path.read_bytes().replace(damage, damage[:-1] + b"_"))
+    with pytest.raises(RunError, match="the file is damaged"):
+        read_dialogues(tmp_path)

@@ -171,10 +171,15 @@ def read_dialogues(folder: Path, name: str = DIALOGUES) -> list[Dialogue]:
     """All dialogues (or those of `WATCHED`), in the order of their ids. Raises RunError as `read_nodes`."""
     rows = _rows(folder / name, None, list(Dialogue.__dataclass_fields__))
     try:
-        return [Dialogue(**row) for row in rows]
-    except TypeError as error:
+        found = [Dialogue(**row) for row in rows]
+        whole = all(m.keys() == {"role", "content"} for d in found for m in d.messages)
+    except (TypeError, AttributeError) as error:
         raise RunError("the file is damaged: a column is missing", where=str(folder / name),
                        hint="grow or curate again") from error  # fmt: skip
+    if not whole:
+        raise RunError("the file is damaged: a message has no 'role' or no 'content'", where=str(folder / name),
+                       hint="grow or curate again")  # fmt: skip
+    return found
 
 
 def write_dialogues(path: Path, dialogues: Iterable[Dialogue]) -> None:
