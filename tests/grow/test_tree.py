@@ -292,6 +292,15 @@ def test_order_of_completion_does_not_matter(tiny_model_dir: Path, tmp_path: Pat
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_the_first_batches_are_small(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """So that the first dialogue is soon there."""
+    for workers in (1, 2):
+        engine = ScriptedEngine(tokenizer_of(tiny_model_dir))
+        engine.info = replace(engine.info, workers=workers)
+        run(tiny_model_dir, tmp_path / str(workers), settings(shape="wide", dialogues=500, batch_nodes=100), engine)
+        assert engine.calls[:3] == [32 * workers, 64 * workers, 100 * workers]
+
+
 def test_a_batch_grows_with_the_workers_and_a_corpus_moves_to_a_cluster(tiny_model_dir: Path, tmp_path: Path) -> None:
     """The same corpus, and the one that one process began is gone on with by many."""
     calls = []

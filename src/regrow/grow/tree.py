@@ -37,8 +37,8 @@ whole answers would cost half as much as sampling them."""
 
 
 FIRST_BATCH = 32
-"""Candidates of the first batch; each one after it may hold twice as many. A full batch on a CPU takes half a minute,
-and a person who has just started wants to see a dialogue before."""
+"""Candidates of the first batch for each worker; each one after it may hold twice as many. A full batch on a CPU takes
+half a minute, and a person who has just started wants to see a dialogue before."""
 
 
 @dataclass(slots=True)
@@ -212,7 +212,7 @@ class Grower:
         layer = frontier.next_layer(limit, bool(self._prefixes and self._prefixes.crowded()))
         if layer is None:
             return []
-        limit, self._limit = min(limit, self._limit), 2 * self._limit
+        limit, self._limit = min(limit, self._limit * self.engine.info.workers), 2 * self._limit
         batch: list[Parent] = []
         size = 0
         while size < limit and (parent := frontier.pop_again(layer)):
