@@ -3,12 +3,13 @@
     python scripts/execute_notebook.py
 
 Needs nbformat, nbclient and ipykernel (``pip install nbformat nbclient ipykernel``). Progress and warnings (what goes
-to stderr) are left out of the file: they hold paths and times of this machine.
+to stderr) are left out of the file, and paths are made relative: they hold names and times of this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
@@ -27,9 +28,8 @@ def main() -> None:
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
             if cell.cell_type == "code":
-                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-                if folder in str(cell.outputs):
-                    raise SystemExit(f"a cell shows a path of this machine: {cell.source[:60]!r}")
+                shown = json.dumps([o for o in cell.outputs if o.get("name") != "stderr"])
+                cell.outputs = nbformat.from_dict(json.loads(shown.replace(f"{folder}/", "")))
     nbformat.write(notebook, NOTEBOOK)
 
 
