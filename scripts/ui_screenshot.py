@@ -36,7 +36,7 @@ def main() -> int:
             page.locator(".tab > *").first.wait_for()
             page.wait_for_timeout(1500)  # until everything is there and drawn
             if part == ["monitor"]:
-                page.get_by_role("region", name="Forgetting monitor").screenshot(path=str(out))
+                page.get_by_role("region", name="Forgetting monitor", exact=True).screenshot(path=str(out))
             else:
                 page.screenshot(path=str(out))
             browser.close()
