@@ -29,7 +29,8 @@ def main() -> None:
             cell.metadata.pop("execution", None)
             if cell.cell_type == "code":
                 shown = json.dumps([o for o in cell.outputs if o.get("name") != "stderr"])
-                cell.outputs = nbformat.from_dict(json.loads(shown.replace(f"{folder}/", "")))
+                shown = shown.replace(f"{folder}/", "").replace(str(Path.home()), "~")
+                cell.outputs = nbformat.from_dict(json.loads(shown))
     nbformat.write(notebook, NOTEBOOK)
 
 
