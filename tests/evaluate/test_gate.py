@@ -68,6 +68,13 @@ def test_forgetting_is_decided_by_its_upper_bound(
     assert ("items would show it" in check.reason) == (outcome == "undecided")
 
 
+@pytest.mark.parametrize("kl", [0.01, 0.5])
+def test_three_dialogues_decide_nothing(tmp_path: Path, kl: float) -> None:
+    few = records("own-dialogues", "kl", {"base": np.zeros(3), "sft": np.full(3, 0.5), "regrow": np.full(3, kl)})
+    (check,) = decided(tmp_path, few, Limits(max_forgetting_nats=0.1)).checks
+    assert check.outcome == "undecided" and "too few dialogues to decide" in check.reason
+
+
 @pytest.mark.parametrize(("gained", "outcome"), [(60, "passed"), (24, "undecided"), (4, "failed")])
 def test_gain_is_decided_by_its_lower_bound(tmp_path: Path, gained: int, outcome: str) -> None:
     (check,) = decided(tmp_path, heldout(gained), Limits(min_gain=5)).checks

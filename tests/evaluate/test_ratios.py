@@ -127,6 +127,15 @@ def test_forgetting_in_nats_has_its_own_margin() -> None:
         assert sweep["ratio"] == ratio and f"{nats:g} nats" in sweep["sentence"]
 
 
+def test_three_dialogues_recommend_no_ratio() -> None:
+    names = ["base", *RATIOS]
+    for n, ratio in ((3, None), (4, 0.05)):
+        moved = {a: np.full(n, v) for a, v in zip(names, (0.0, 0.9, 0.18, 0.1), strict=True)}
+        rows = learned(**arms(1.0, 1.0, 1.0)) + records("own-dialogues", "kl", moved)
+        results = summarise(rows, names, CFG, seed=0)
+        assert compare_ratios(tables(rows, names), results, Sweep(RATIOS, 2.0, 0.1), CFG, seed=0)["ratio"] == ratio
+
+
 def test_what_was_not_measured_is_said() -> None:
     names = ["base", *RATIOS]
     for rows, what in ((learned(**arms(1.0, 1.0, 1.0)), "forgetting"), (knew(**arms(9, 9, 9)), "gain")):

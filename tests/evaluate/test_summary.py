@@ -104,6 +104,8 @@ def test_a_divergence_is_harm_on_four_dialogues_and_not_on_three() -> None:
     few = result(pool(1.0, 1.0) + records("own-dialogues", "kl", three))["verdict"]
     assert few["level"] == "kept" and "too few dialogues to say how far it moved (3)" in few["sentence"]
     assert any(n.startswith("own-dialogues (3 items): too few to say") for n in few["notes"])
+    alone = result(records("own-dialogues", "kl", three))["verdict"]
+    assert alone["level"] == "no-change", "nothing is known, so nothing is said to be kept"
     near = {"base": np.zeros(4), "sft": np.full(4, 0.5), "regrow": np.full(4, 0.05)}
     told = result(pool(1.0, 1.0) + records("own-dialogues", "kl", near))["verdict"]["notes"]
     assert any(n.startswith("own-dialogues (4 items): close to the base") for n in told)

@@ -13,7 +13,7 @@ from regrow.errors import RunError
 from regrow.evaluate.saved import Saved
 from regrow.evaluate.seeds import over_seeds
 from regrow.evaluate.stats import unseen_change
-from regrow.evaluate.verdict import main_arm
+from regrow.evaluate.verdict import main_arm, too_few
 
 Outcome = Literal["passed", "undecided", "failed"]
 
@@ -200,6 +200,8 @@ def _check(kind: str, name: str, suite: dict[str, Any], arm: str, limit: float, 
     near, far = (high, low) if kind == "forgetting" else (low, high)  # the bound that decides, and the other one
     good = near <= limit if kind == "forgetting" else near >= limit
     hopeless = far > limit if kind == "forgetting" else far < limit
+    if too_few(suite):
+        good = hopeless = False
     outcome: Outcome = "passed" if good else ("failed" if hopeless else "undecided")
     digits = 1 if unit == "points" else 3
     asked = f"{'at most' if kind == 'forgetting' else 'at least'} {limit:g} {unit} asked"
@@ -208,7 +210,9 @@ def _check(kind: str, name: str, suite: dict[str, Any], arm: str, limit: float, 
     why = {
         "passed": f"the {bound} bound is within it",
         "failed": "the whole interval is beyond it",
-        "undecided": f"the {bound} bound is beyond it, so this was not shown{_items(value, near, limit, suite['n'])}",
+        "undecided": "too few dialogues to decide"
+        if too_few(suite)
+        else (f"the {bound} bound is beyond it, so this was not shown{_items(value, near, limit, suite['n'])}"),
     }[outcome]
     reason = f"{shown}, {asked}: {why}"
     if suite["selected"]:

@@ -13,7 +13,7 @@ from regrow.arms import PLAIN
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.stats import bootstrap_means, percentile_interval, unseen_change
 from regrow.evaluate.tables import SuiteTable
-from regrow.evaluate.verdict import bounds_text
+from regrow.evaluate.verdict import bounds_text, too_few
 
 RULE = "smallest-sufficient"
 UNTESTED = "a rule of ours that has not been validated on a second domain"
@@ -89,7 +89,7 @@ def compare_ratios(
             "forgetting": {k: lost[arm][k] for k in ("value", "ci")},
             "above": above,
             "below_plain": below,
-            "keeps": margin is not None and above["ci"][1] <= margin,
+            "keeps": margin is not None and above["ci"][1] <= margin and not too_few(on_lost),
             "learns": gain[arm]["ci"][0] > 0 and below["ci"][0] <= given_up,
             "front": _on_front(arm, arms, gain, lost),
         }

@@ -17,8 +17,8 @@ significant says nothing; from this lower bound on it counts as harm. A tenth of
 less likely. Our choice."""
 
 LEAST_DIALOGUES = 4
-"""With fewer, a bootstrap interval is no wider than the range of the values, and of one value it is a point:
-nothing to call harm by. Our choice."""
+"""Of one value a bootstrap interval is a point, and of two or three it has too few different resamples: nothing to
+call harm by, or kept. Our choice."""
 
 LEAST_GAIN = 0.01
 """Nats per token. A smaller gain than this one per cent of a token's probability can be significant and still is
@@ -59,8 +59,13 @@ def harmed(suite: dict[str, Any], arm: str) -> bool:
     """Whether a suite shows a loss: significantly worse, or a divergence on own dialogues of more than `MOVED`."""
     diff = suite["differences"][arm]["vs_base"]
     if suite["metric"] == "kl":
-        return bool(suite["n"] >= LEAST_DIALOGUES and diff["ci"][0] > MOVED)
+        return not too_few(suite) and bool(diff["ci"][0] > MOVED)
     return diff["better"] is False
+
+
+def too_few(suite: dict[str, Any]) -> bool:
+    """Whether a divergence was measured on too few dialogues to say anything by."""
+    return bool(suite["metric"] == "kl" and suite["n"] < LEAST_DIALOGUES)
 
 
 def judged(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -75,7 +80,7 @@ def _identical(results: dict[str, Any], arm: str) -> bool:
 
 
 def _level(results: dict[str, Any], arm: str) -> str:
-    suites = judged(results)
+    suites = {name: s for name, s in judged(results).items() if not too_few(s)}
     if not suites or _identical(results, arm):
         return "no-change"
     if any(harmed(s, arm) for s in suites.values()):
@@ -121,7 +126,7 @@ def _kept(results: dict[str, Any], arm: str) -> list[str]:
         out.append(f"no significant change on {_and(same)}")
     for name, s in suites.items():
         if name not in known:
-            if s["n"] < LEAST_DIALOGUES:
+            if too_few(s):
                 out.append(f"{name} has too few dialogues to say how far it moved ({s['n']})")
                 continue
             low, high = s["differences"][arm]["vs_base"]["ci"]
@@ -158,6 +163,8 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
         floor, diff = suite["noise_floor"], suite["differences"][arm]["vs_base"]
         if floor and floor["flips"]:
             caveats.append(f"{name}: other batches alone change {floor['flips']} of {floor['n']} results of the base.")
+        if suite["metric"] == "kl":
+            continue  # judged by its size
         if suite["unit"] != "share" and 2 ** (1 - suite["n"]) * len(suites) > 1 - confidence:
             caveats.append(f"{name}: {suite['n']} items are too few for any difference to count as significant.")
         elif diff["mdd"] and not diff["significant"] and not suite["selected"]:
@@ -173,7 +180,7 @@ def _measured(name: str, suite: dict[str, Any], arm: str, sure: str) -> str:
     if suite["metric"] == "kl":
         low, high = diff["ci"]
         word = "worse" if low > MOVED else ("close to the base" if high <= MOVED else "somewhat off the base")
-        word = word if suite["n"] >= LEAST_DIALOGUES else "too few to say"
+        word = "too few to say" if too_few(suite) else word
     told = f"{name} ({suite['n']} items): {word}, {_span(diff['ci'], suite['unit'])} of {_metric(suite)}, {sure}"
     if arm != PLAIN and PLAIN in suite["differences"]:
         told += f"; plain SFT {_span(suite['differences'][PLAIN]['vs_base']['ci'], suite['unit'])}"

@@ -38,7 +38,7 @@ whole answers would cost half as much as sampling them."""
 
 FIRST_BATCH = 32
 """Candidates of the first batch for each worker; each one after it may hold twice as many. A full batch on a CPU takes
-half a minute, and a person who has just started wants to see a dialogue before."""
+half a minute, and a person who has just started wants to see what comes before."""
 
 
 @dataclass(slots=True)
@@ -212,7 +212,8 @@ class Grower:
         layer = frontier.next_layer(limit, bool(self._prefixes and self._prefixes.crowded()))
         if layer is None:
             return []
-        limit, self._limit = min(limit, self._limit * self.engine.info.workers), 2 * self._limit
+        limit = min(limit, self._limit * self.engine.info.workers)
+        self._limit = min(2 * self._limit, self.config.batch_nodes)
         batch: list[Parent] = []
         size = 0
         while size < limit and (parent := frontier.pop_again(layer)):

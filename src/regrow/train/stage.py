@@ -185,7 +185,8 @@ def _train(
     from regrow.train.callbacks import LogFile, Progress, SaveEpochs, fit_trackers, read_log
     from regrow.train.pause import StopHere, watched_file, where_it_stands
 
-    if cfg.replay_loss == "auto":
+    asked = cfg.replay_loss
+    if asked == "auto":
         cfg = cfg.model_copy(update={"replay_loss": "soft" if carries_topk(mix_file) else "hard"})
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
@@ -198,7 +199,9 @@ def _train(
             watched = TokenRows(file, max_length=cfg.max_length, topk=False, cache_dir=cache_dir)
         elif file is not None and processes.is_main_process:
             note(f"training {label}: {file.name} is not measured, because several processes train")
-    if topk and rows.n_replay and not rows.n_with_topk:
+    if asked == "auto" and not rows.n_with_topk:  # what has a top-k may not be trained on
+        cfg = cfg.model_copy(update={"replay_loss": "hard"})
+    if cfg.replay_loss == "soft" and rows.n_replay and not rows.n_with_topk:
         raise RunError(
             "train.replay_loss is soft, but no replay row carries the base model's top-k",
             where=str(mix_file),
