@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.domains.data import DOMAINS, split
 from experiments.domains.scoring import score
-from experiments.tg_sft.run import in_parallel
+from experiments.jobs import in_parallel
 
 from regrow.mix.config import MixConfig
 from regrow.train.config import TrainConfig

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from experiments.tg_sft.run import in_parallel
+from experiments.jobs import in_parallel
 
 from regrow.train.config import TrainConfig
 

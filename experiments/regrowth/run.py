@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from experiments.jobs import in_parallel
 from experiments.tg_sft.data import domain_rows, general_dialogues, instruction, news_question, pick, read
-from experiments.tg_sft.run import in_parallel
 
 from regrow.curate.config import CurateConfig
 from regrow.grow.config import GrowConfig

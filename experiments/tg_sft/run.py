@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
-from collections import deque
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from experiments.jobs import in_parallel
 from experiments.tg_sft.data import domain_rows, items, real_rows
 
 from regrow.pipeline import read_items
@@ -215,29 +212,6 @@ def evaluate_seed(out: Path, seed: int) -> None:
     cfg = EvalConfig(suites=suites, generate_samples=0, max_length=320, max_dialogues=24, noise_floor=seed == 0)
     evaluate(models, wanted, cfg, folder / "eval", seed=seed)
     (folder / "evaluated").write_text("yes\n")
-
-
-def in_parallel(commands: list[list[str]], workers: int, threads: int, logs: Path) -> None:
-    """Run commands, ``workers`` at a time, each with ``threads`` threads; stop all when one fails."""
-    logs.mkdir(parents=True, exist_ok=True)
-    waiting, running = deque(commands), {}
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    started, total = time.monotonic(), len(commands)
-    while waiting or running:
-        while waiting and len(running) < workers:
-            command = waiting.popleft()
-            log = logs / f"{'-'.join(command[-4:])}.log".replace("/", "_").replace("--", "")
-            process = subprocess.Popen(command, env=env, stdout=log.open("a"), stderr=subprocess.STDOUT)
-            running[process] = (command, log)
-        time.sleep(0.5)
-        for process in [p for p in running if p.poll() is not None]:
-            command, log = running.pop(process)
-            if process.returncode:
-                for other in running:
-                    other.terminate()
-                sys.exit(f"failed: {' '.join(command)}\nsee {log}\n{log.read_text()[-2000:]}")
-            done = total - len(waiting) - len(running)
-            print(f"{done}/{total} {' '.join(command[-4:])} ({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def main() -> None:

@@ -109,6 +109,7 @@ def test_a_divergence_is_harm_on_four_dialogues_and_not_on_three() -> None:
     near = {"base": np.zeros(4), "sft": np.full(4, 0.5), "regrow": np.full(4, 0.05)}
     told = result(pool(1.0, 1.0) + records("own-dialogues", "kl", near))["verdict"]["notes"]
     assert any(n.startswith("own-dialogues (4 items): close to the base") for n in told)
+    assert not any("too few" in n for n in told), "four are enough, whatever a test of signs could say"
 
 
 def test_a_loss_no_smaller_than_plain_sfts_is_lost() -> None:

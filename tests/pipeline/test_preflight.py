@@ -116,6 +116,20 @@ def test_the_estimate_is_of_the_run_and_few_rows_hold_out_enough(recipe_of, tiny
     assert estimate(recipe).disk_bytes > estimate(hard).disk_bytes
 
 
+def test_the_time_to_grow_has_the_scoring_for_soft_replay_in_it(recipe_of, monkeypatch):
+    import regrow.cost as cost
+
+    monkeypatch.setattr(cost, "_train_speed", lambda model: 100.0)
+    monkeypatch.setattr(cost, "_score_speed", lambda model: 50.0)
+    monkeypatch.setattr(cost, "_grow_speed", lambda recipe, model: (200.0, "dummy"))
+    for loss, scored in (("auto", 1), ("soft", 1), ("hard", 0)):
+        recipe = recipe_of(f"train.replay_loss={loss}", "grow.tokens=5000")
+        found = estimate(recipe)
+        cost.measure(recipe, found)
+        expected = found.sampled_tokens / 200 + scored * found.grown_tokens / 50
+        assert found.seconds["grow"] == pytest.approx(expected) and found.grown_tokens > 1000
+
+
 def test_a_refused_resume_changes_no_recipe(recipe_of, tmp_path, monkeypatch):
     import regrow.pipeline as pipeline
 

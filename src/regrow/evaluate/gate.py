@@ -210,10 +210,10 @@ def _check(kind: str, name: str, suite: dict[str, Any], arm: str, limit: float, 
     why = {
         "passed": f"the {bound} bound is within it",
         "failed": "the whole interval is beyond it",
-        "undecided": "too few dialogues to decide"
-        if too_few(suite)
-        else (f"the {bound} bound is beyond it, so this was not shown{_items(value, near, limit, suite['n'])}"),
+        "undecided": f"the {bound} bound is beyond it, so this was not shown{_items(value, near, limit, suite['n'])}",
     }[outcome]
+    if too_few(suite):
+        why = "too few dialogues to decide"
     reason = f"{shown}, {asked}: {why}"
     if suite["selected"]:
         reason += ". The items were chosen because the base gets them right, so this overstates the loss"

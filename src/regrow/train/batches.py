@@ -61,14 +61,11 @@ class Document:
     shared: int = 0
 
 
-def carries_topk(mix_file: Path) -> bool:
-    """Whether any row of a mix has the base model's stored top-k."""
+def has_topk_columns(mix_file: Path) -> bool:
+    """Whether a mix has a place for the base model's stored top-k; rows may leave it empty."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(mix_file) as file:
-        if "topk_k" not in file.schema_arrow.names:
-            return False
-        return any(k for batch in file.iter_batches(columns=["topk_k"]) for k in batch.column(0).to_pylist())
+    return set(_TOPK_COLUMNS) <= set(pq.read_schema(mix_file).names)
 
 
 class TokenRows:

@@ -181,16 +181,14 @@ def _train(
 
     from regrow.models.load import load_tokenizer
     from regrow.train.arguments import make_arguments, use_bf16
-    from regrow.train.batches import TokenRows, carries_topk
+    from regrow.train.batches import TokenRows, has_topk_columns
     from regrow.train.callbacks import LogFile, Progress, SaveEpochs, fit_trackers, read_log
     from regrow.train.pause import StopHere, watched_file, where_it_stands
 
-    asked = cfg.replay_loss
-    if asked == "auto":
-        cfg = cfg.model_copy(update={"replay_loss": "soft" if carries_topk(mix_file) else "hard"})
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
-    topk, cache_dir = cfg.replay_loss == "soft", out / "checkpoints" / "cache"
+    topk = cfg.replay_loss == "soft" or (cfg.replay_loss == "auto" and has_topk_columns(mix_file))
+    cache_dir = out / "checkpoints" / "cache"
     watched = None
     with processes.main_process_first():
         added = [part.path for part in parts]
@@ -199,8 +197,8 @@ def _train(
             watched = TokenRows(file, max_length=cfg.max_length, topk=False, cache_dir=cache_dir)
         elif file is not None and processes.is_main_process:
             note(f"training {label}: {file.name} is not measured, because several processes train")
-    if asked == "auto" and not rows.n_with_topk:  # what has a top-k may not be trained on
-        cfg = cfg.model_copy(update={"replay_loss": "hard"})
+    if cfg.replay_loss == "auto":
+        cfg = cfg.model_copy(update={"replay_loss": "soft" if rows.n_with_topk else "hard"})
     if cfg.replay_loss == "soft" and rows.n_replay and not rows.n_with_topk:
         raise RunError(
             "train.replay_loss is soft, but no replay row carries the base model's top-k",
