@@ -59,7 +59,7 @@ def harmed(suite: dict[str, Any], arm: str) -> bool:
     """Whether a suite shows a loss: significantly worse, or a divergence on own dialogues of more than `MOVED`."""
     diff = suite["differences"][arm]["vs_base"]
     if suite["metric"] == "kl":
-        return not too_few(suite) and bool(diff["ci"][0] > MOVED)
+        return bool(diff["ci"][0] > MOVED)
     return diff["better"] is False
 
 
