@@ -174,7 +174,7 @@ def _parse(text: str, file: str) -> tuple[dict[str, Any], dict[tuple[str, ...], 
     return data, lines
 
 
-def _override(data: dict[str, Any], item: str) -> tuple[str, ...]:
+def _override(data: dict[str, Any], item: str) -> list[tuple[str, ...]]:
     key, equals, value = item.partition("=")
     if not equals or not key.strip():
         raise RecipeError(
@@ -189,8 +189,11 @@ def _override(data: dict[str, Any], item: str) -> tuple[str, ...]:
     return _put(data, key.strip(), found)
 
 
-def _put(data: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
+def _put(data: dict[str, Any], key: str, value: Any) -> list[tuple[str, ...]]:
+    """Set ``key``. The keys of a whole section are set one by one: what else the section holds was not spoken of."""
     path = tuple(key.split("."))
+    if isinstance(value, Mapping) and value and _known_keys(path):
+        return [done for name, inner in value.items() for done in _put(data, f"{key}.{name}", inner)]
     spot = data
     for name in path[:-1]:
         inner = spot.setdefault(name, {})
@@ -198,7 +201,7 @@ def _put(data: dict[str, Any], key: str, value: Any) -> tuple[str, ...]:
             raise RecipeError(f"'{name}' in '{key}' is a value, not a section", where="--set")
         spot = inner
     spot[path[-1]] = value
-    return path
+    return [path]
 
 
 def read_value(text: str) -> Any:
@@ -278,8 +281,8 @@ def parse_recipe(
         RecipeError: Names the file, line and field (or the override) and what is wrong with it.
     """
     data, lines = _parse(text, file)
-    sets = {_put(data, key, value): key for key, value in (options or {}).items()}
-    sets |= {_override(data, item): f"--set {item}" for item in overrides}
+    sets = {path: ".".join(path) for key, value in (options or {}).items() for path in _put(data, key, value)}
+    sets |= {path: f"--set {item}" for item in overrides for path in _override(data, item)}
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

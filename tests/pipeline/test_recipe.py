@@ -68,6 +68,19 @@ def test_overrides_win_and_their_mistakes_are_named():
         parse_recipe("seed: 1", overrides=["seed.x=2"])
 
 
+def test_a_whole_section_sets_its_keys_and_leaves_the_others():
+    options = {"data.path": "mine.jsonl", "train": {"learning_rate": 1e-4, "mixture": {"controller": "uniform"}},
+               "data": {"test_size": 7, "columns": {"instruction": "question"}}}  # fmt: skip
+    recipe = parse_recipe("data: {columns: {output: answer}}", options=options, overrides=["train={max_steps: 3}"])
+    assert recipe.data.path == "mine.jsonl"
+    assert recipe.data.test_size == 7
+    assert recipe.data.columns == {"instruction": "question"}, "a value that is a mapping is set as a whole"
+    assert (recipe.train.learning_rate, recipe.train.max_steps) == (1e-4, 3)
+    assert recipe.train.mixture.controller == "uniform"
+    with pytest.raises(RecipeError, match=r"(?s)train\.mixture.*unknown key 'contoller'.*did you mean 'controller'"):
+        parse_recipe("", options={"train": {"mixture": {"contoller": "uniform"}}})
+
+
 def test_dump_and_read_back():
     recipe = parse_recipe("seed: 7\ngrow: {shape: '4,2', dialogues: 9}\ntrain: {method: lora, lora: {r: 4}}\n")
     assert parse_recipe(dump_recipe(recipe)) == recipe
