@@ -1,7 +1,8 @@
 """The public functions. The command line is a thin face over them.
 
-Every function takes plain values for the usual settings and ``settings`` for all others: a dict of recipe keys with dots
-(``{"train.learning_rate": 1e-4}``) or of sections as in a recipe (``{"train": {"learning_rate": 1e-4}}``). Long work resumes when called again with the same arguments.
+Every function takes plain values for the usual settings and ``settings`` for all others: a dict of recipe keys with
+dots (``{"train.learning_rate": 1e-4}``) or of sections as in a recipe (``{"train": {"learning_rate": 1e-4}}``). Long
+work resumes when called again with the same arguments.
 """
 
 from __future__ import annotations
