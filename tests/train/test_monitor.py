@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from transformers import LlamaForCausalLM
 
 from regrow.errors import RecipeError
 from regrow.mix.mixtures import WATCHED
+from regrow.train import pause
 from regrow.train.config import TrainConfig
-from regrow.train.monitor import MONITOR, Gap, stability_gap
+from regrow.train.monitor import MONITOR, Gap, Monitor, stability_gap
 from regrow.train.stage import train
 from tests.train.helpers import log_lines, random_rows, token_row, write_mix
 
@@ -90,6 +92,30 @@ def test_losses_and_kl_are_those_of_plain_transformers(tiny_model_dir, tmp_path)
     curve = [line["heldout/law"] for line in history]
     assert done.gaps["law"]["dip"] == max(0.0, max(curve) - curve[0])
     assert done.gaps["law"]["end"] == curve[-1] - curve[0]
+
+
+def test_a_training_is_measured_ten_times_unless_it_is_long(tiny_model_dir, tmp_path):
+    cfg = TrainConfig(max_steps=21, per_device_train_batch_size=1)
+    train(tiny_model_dir, layout(tmp_path), cfg, tmp_path / "out", seed=0)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / MONITOR).read_text().splitlines()]
+    assert steps == [*range(0, 21, 2), 21]
+    for length, every in ((3, 1), (499, 49), (100_000, 50)):
+        monitor = Monitor(None, None, tmp_path / "unused")
+        monitor.on_train_begin(None, SimpleNamespace(global_step=1, max_steps=length), None)
+        assert monitor.every == every
+
+
+@pytest.mark.parametrize(
+    ("every", "measured", "stops"), [(None, 3, [6, 12, 18]), (7, 3, [9, 18]), (4, 4, [4, 8, 12, 16]), (1, 9, [9, 18])]
+)
+def test_a_training_stops_for_more_at_whole_measurements(every, measured, stops, monkeypatch):
+    monkeypatch.setattr(pause, "where_it_stands", lambda trainer: SimpleNamespace(missing={"law": 500.0}))
+    trainers = [
+        SimpleNamespace(state=SimpleNamespace(global_step=s, max_steps=20), monitor=SimpleNamespace(every=measured))
+        for s in range(1, 21)
+    ]
+    assert [t.state.global_step for t in trainers if pause.Stop(every, 0, 500).reached(t)] == stops
+    assert not any(pause.Stop(every, 0, 501).reached(t) for t in trainers)
 
 
 def test_measuring_changes_nothing(tiny_model_dir, tmp_path):

@@ -119,7 +119,7 @@ def train_with_regrowth(
         here = folder / f"{number:02d}"
         if not (here / ROUND).is_file():
             if not (here / PLAN).is_file():
-                stop = Stop(_between(cfg, train_cfg), step, cfg.min_tokens)
+                stop = Stop(cfg.every_steps, step, cfg.min_tokens)
                 done = train_until(model.path, mix_dir, train_cfg, out, seed=seed, label=label, parts=parts, stop=stop)
                 if not isinstance(done, Paused):
                     break
@@ -134,12 +134,6 @@ def train_with_regrowth(
     assert not isinstance(done, Paused)
     _write(out / SUMMARY, state.summary(done.realised, _read(first / ROUND)["joined"]))
     return done
-
-
-def _between(cfg: RegrowthConfig, train_cfg: TrainConfig) -> int:
-    """Steps between rounds: a multiple of those between measurements."""
-    measured = train_cfg.mixture.update_steps
-    return math.ceil(cfg.every_steps / measured) * measured
 
 
 class _Rounds:

@@ -37,9 +37,9 @@ class MixtureSection(Section):
     weights: dict[str, float] = Field(default_factory=dict)
     """Initial weights by domain, any scale; all domains must be named. Empty: the shares of tokens in the mix.
     `regrow probe domains` measures what the model itself knows."""
-    update_steps: int = Field(default=50, ge=1)
+    update_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between two measurements of the domains' losses; also of what curation held out to be watched,
-    whatever the controller."""
+    whatever the controller. null: a tenth of the training, at most 50. Our choice."""
     holdout_rows: int = Field(default=8, ge=1)
     """Rows of each domain that are measured on and never trained on; at most a quarter of a domain."""
     target: str | None = None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from regrow.train.mixture import MixturePlan, MixtureSampler
     from regrow.train.slots import SlotSampler
 
+LOOKS, MOST_STEPS = 10, 50
+"""Measurements of a training whose recipe does not say how many, and the most steps between two of them."""
 MEASURED_DOCUMENTS = 8
 """Held-out documents in one forward pass."""
 REFERENCE_K = 64
@@ -175,7 +177,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     Args:
         heldout: What is measured.
-        every: Optimizer steps between measurements.
+        every: Optimizer steps between measurements; None follows the length of the training (`LOOKS`).
         file: ``monitor.jsonl``: a line for each measurement.
         mixture: The controller; None only looks.
         sampler: Whose shares it sets.
@@ -186,7 +188,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         heldout: HeldOut,
-        every: int,
+        every: int | None,
         file: Path,
         *,
         mixture: Mixture | None = None,
@@ -194,13 +196,21 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         signal: str = "loss",
         parts: Sequence[int] = (),
     ) -> None:
-        self.heldout, self.every, self.file = heldout, every, file
+        self.heldout, self._every, self.file = heldout, every, file
         self.mixture, self.sampler, self.signal, self.parts = mixture, sampler, signal, list(parts)
         self.history: list[dict[str, Any]] = []
         self._from = 0
         self._numbers: dict[str, float] = {}
 
+    @property
+    def every(self) -> int:
+        """Optimizer steps between measurements, known from the start of the training on."""
+        assert self._every is not None, "the training has not begun"
+        return self._every
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._every is None:
+            self._every = max(1, min(MOST_STEPS, state.max_steps // LOOKS))
         if state.global_step == 0:
             self._join(0)
             self._look(0)

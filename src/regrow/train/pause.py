@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,17 +55,19 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """When to stop: at a step after ``after`` that is a multiple of ``every``, not the last, and at which ``tokens``
-    or more are missing."""
+    """When to stop: at a step after ``after``, not the last, at which ``tokens`` or more are missing, and that is a
+    multiple of ``every`` rounded up to whole measurements (None: two of them)."""
 
-    every: int
+    every: int | None
     after: int
     tokens: int
 
     def reached(self, trainer: RegrowTrainer) -> bool:
         """Whether the training is to stop where it stands."""
-        step = trainer.state.global_step
-        if step % self.every or not self.after < step < trainer.state.max_steps:
+        assert trainer.monitor is not None, "nothing says what is missing"
+        step, measured = trainer.state.global_step, trainer.monitor.every
+        looks = 2 if self.every is None else math.ceil(self.every / measured)
+        if step % (looks * measured) or not self.after < step < trainer.state.max_steps:
             return False
         lacking = where_it_stands(trainer).missing
         return sum(lacking.values()) >= self.tokens
