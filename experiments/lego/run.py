@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from experiments.jobs import in_parallel
+from experiments.small import save_llama, write_token_mix
 
 from regrow.train.config import TrainConfig
 
@@ -60,36 +61,20 @@ def make(seed: int, n: int, shuffled: bool) -> dict[str, list[list[int]]]:
 
 def save_model(folder: Path, seed: int) -> Path:
     """A Llama of 0.8 M parameters with random weights."""
-    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    torch.manual_seed(seed)
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_llama(folder, seed, len(WORDS), hidden=128, layers=4, positions=64)
 
 
 def write_mix(folder: Path, seed: int, shuffled: bool) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True, exist_ok=True)
     found = make(seed, TRAIN, shuffled)
-    rows = [
-        {"id": f"{skill}/{k}", "source": "domain", "domain": skill, "input_ids": ids,
-         "loss_weights": [0.0] * (len(ids) - 1) + [1.0], "topk_ids": [], "topk_logprobs": [], "topk_k": 0,
-         "n_tokens": len(ids), "n_train_tokens": 1}
-        for k in range(TRAIN) for skill in SKILLS for ids in [found[skill][k]]
-    ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet")
-    return folder
+    return write_token_mix(
+        folder, {s: [(ids, [0.0] * (len(ids) - 1) + [1.0]) for ids in rows] for s, rows in found.items()}
+    )
 
 
 def accuracies(model_dir: Path, shuffled: bool) -> dict[str, float]:
