@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 EVAL_TOKENS_PER_ITEM = 40
 """Tokens that one evaluation item takes, its prompt shared with others; only the estimate uses it."""
 PROBE_TOKENS = 256
-TOKEN_BYTES, TOP_BYTES = 40, 6
-"""On the disk, a grown token: itself, and each likely token stored beside it (an id and a half-precision number)."""
+TOKEN_BYTES, TOP_BYTES = 40, 3 * 6
+"""On the disk, a grown token: itself, and each likely token stored beside it (an id and a half-precision number), in
+the grown store, the corpus and the mix."""
 
 
 @dataclass

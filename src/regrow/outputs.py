@@ -16,6 +16,7 @@ from regrow.errors import RegrowError, RunError
 MARK = ".regrow.json"
 """Says which command a folder belongs to. Hidden, so that `datasets` and transformers do not see it."""
 LOCK = ".lock"
+_WAIT = "wait for it, or choose another folder with -o"
 
 
 @dataclass
@@ -48,7 +49,7 @@ def hold(path: Path, busy: Callable[[], str]) -> Iterator[Held]:
         lock = FileLock(path / LOCK)
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(busy(), where=str(path), hint="wait for it, or choose another folder with -o") from error
+        raise RunError(busy(), where=str(path), hint=_WAIT) from error
     except OSError as error:
         raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
     held = Held()
@@ -84,6 +85,31 @@ def own_folder(path: Path, command: str) -> Iterator[None]:
                 (path / MARK).unlink(missing_ok=True)
                 held.taken_back = True
             raise
+
+
+@contextmanager
+def hold_beside(path: Path) -> Iterator[None]:
+    """Hold a folder that will be replaced as a whole, with a lock that lies beside it.
+
+    Raises:
+        RunError: Another process holds it, or nothing can be written there.
+    """
+    from filelock import FileLock, Timeout
+
+    place = path.with_name(f".{path.name}{LOCK}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError("another process works in this folder", where=str(path), hint=_WAIT) from error
+    except OSError as error:
+        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+        lock.release()
 
 
 def check_own(path: Path, command: str) -> None:

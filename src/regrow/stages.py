@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.data import read_data
 from regrow.errors import RunError
-from regrow.outputs import own_folder
+from regrow.outputs import hold_beside, own_folder
 from regrow.pipeline import read_items, sentence_encoder
 from regrow.preflight import check_trainable
 from regrow.recipe import Recipe, parse_recipe
@@ -132,15 +132,16 @@ def curate_with(recipe: Recipe, corpus: Path, output: Path, *, items: Path | Non
     """`curate` with the settings of a recipe."""
     from regrow.curate.stage import curate as stage
 
-    done = stage(
-        corpus,
-        recipe.curate,
-        output,
-        items=read_items(items) if items else [],
-        domain_rows=read_data(recipe).rows if recipe.data.path else [],
-        encoder=sentence_encoder(recipe),
-        seed=recipe.seed,
-    )
+    with hold_beside(output):
+        done = stage(
+            corpus,
+            recipe.curate,
+            output,
+            items=read_items(items) if items else [],
+            domain_rows=read_data(recipe).rows if recipe.data.path else [],
+            encoder=sentence_encoder(recipe),
+            seed=recipe.seed,
+        )
     return StageSummary("curate", output, done.to_dict())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,23 @@ def test_one_process_at_a_time_and_an_error_leaves_no_folder(tmp_path):
     with pytest.raises(RegrowError), own_folder(tmp_path / "z", "train"):
         raise RegrowError("no model")
     assert list((tmp_path / "z").iterdir()) == []
+
+
+def test_two_curations_do_not_write_one_folder(made, tmp_path, monkeypatch):
+    def curate() -> object:
+        return regrow.curate(made / "corpus", tmp_path / "out", settings={**SMALL, **CURATE})
+
+    stage = importlib.import_module("regrow.curate.stage")
+    once = stage.curate
+
+    def meanwhile(*args, **kwargs):
+        with pytest.raises(RunError, match="another process works in this folder"):
+            curate()
+        return once(*args, **kwargs)
+
+    monkeypatch.setattr(stage, "curate", meanwhile)
+    curate()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_folders_of_one_name_are_not_taken_for_each_other(tiny_model_dir, tmp_path):

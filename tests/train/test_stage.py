@@ -106,7 +106,7 @@ def test_soft_without_any_top_k_is_refused_but_a_mix_without_replay_is_not(tiny_
     assert train(tiny_model_dir, write_mix(tmp_path / "m", domain), cfg, tmp_path / "b", seed=0).steps == 4
 
 
-def test_auto_is_soft_where_replay_carries_a_top_k_and_hard_where_none_does(tiny_model_dir, tmp_path):
+def test_auto_is_soft_where_replay_carries_a_top_k_and_hard_where_none_does(tiny_model_dir, tmp_path, capfd):
     for k, chosen in ((6, "soft"), (0, "hard")):
         mix = write_mix(tmp_path / f"mix{k}", random_rows(16, k=k))
         done = {
@@ -114,6 +114,7 @@ def test_auto_is_soft_where_replay_carries_a_top_k_and_hard_where_none_does(tiny
             for loss in ("auto", chosen)
         }
         assert done["auto"].replay_loss == chosen
+        assert capfd.readouterr().err.count("hard replay, as no replay row carries") == (chosen == "hard")
         assert largest_difference(done["auto"].model_path, done[chosen].model_path) == 0
     assert TrainConfig().replay_loss == "auto"
 

@@ -125,7 +125,7 @@ def _facts(
         while len(asked) < len(deck) and not _enough(known(asked, records), deck[len(asked) :], cfg.n_facts):
             more = deck[len(asked) : len(asked) + cfg.n_facts]
             found = len(known(asked, records))
-            told = f" ({found} of {cfg.n_facts} facts found)" if asked else ""
+            told = f" (knows {found} so far)" if asked else ""
             records += measure(arm, more, cfg, cache, label=f"asking the base what it knows{told}")
             asked += more
     arm.close()

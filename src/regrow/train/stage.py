@@ -199,6 +199,8 @@ def _train(
             note(f"training {label}: {file.name} is not measured, because several processes train")
     if cfg.replay_loss == "auto":
         cfg = cfg.model_copy(update={"replay_loss": "soft" if rows.n_with_topk else "hard"})
+        if rows.n_replay and not rows.n_with_topk and processes.is_main_process:
+            note(f"training {label}: hard replay, as no replay row carries the base model's top-k (train.replay_loss)")
     if cfg.replay_loss == "soft" and rows.n_replay and not rows.n_with_topk:
         raise RunError(
             "train.replay_loss is soft, but no replay row carries the base model's top-k",
