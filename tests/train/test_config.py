@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from regrow.errors import RecipeError
-from regrow.train import stage
+from regrow.train import network
 from regrow.train.arguments import FIXED, OWN_KEY, make_arguments
 from regrow.train.config import InfiniteSection, LaunchSection, LoraSection, SoftReplaySection, TrainConfig
 from regrow.train.stage import train
@@ -134,14 +134,14 @@ def test_logging_steps_are_the_lines_of_the_log(tiny_model_dir, mix, tmp_path):
 
 def test_attention_implementation_is_the_models(tiny_model_dir, mix, tmp_path, monkeypatch):
     seen = []
-    load = stage._load
+    load = network.load_model
 
     def recording(*args: Any, **kwargs: Any) -> Any:
         model = load(*args, **kwargs)
         seen.append(model.config._attn_implementation)
         return model
 
-    monkeypatch.setattr(stage, "_load", recording)
+    monkeypatch.setattr(network, "load_model", recording)
     run(tiny_model_dir, mix, tmp_path / "a", attn_implementation="eager")
     run(tiny_model_dir, mix, tmp_path / "b")
     assert seen == ["eager", "sdpa"]

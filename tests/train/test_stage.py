@@ -13,7 +13,7 @@ import torch
 
 from regrow import progress
 from regrow.errors import ModelError, RecipeError, RunError
-from regrow.train import stage
+from regrow.train import network
 from regrow.train.config import TrainConfig
 from regrow.train.stage import train
 from tests.train.helpers import largest_difference, log_lines, random_rows, token_row, weights_of, write_mix
@@ -177,7 +177,7 @@ def test_token_ids_beyond_the_vocabulary_are_a_clear_error(tiny_model_dir, tmp_p
 def test_the_head_runs_only_where_loss_is(tiny_model_dir, tmp_path, monkeypatch):
     """Counts the positions that reach the output head in a training step."""
     seen = []
-    load = stage._load
+    load = network.load_model
 
     def counting(*args, **kwargs):
         model = load(*args, **kwargs)
@@ -188,7 +188,7 @@ def test_the_head_runs_only_where_loss_is(tiny_model_dir, tmp_path, monkeypatch)
         )
         return model
 
-    monkeypatch.setattr(stage, "_load", counting)
+    monkeypatch.setattr(network, "load_model", counting)
     rows = random_rows(4)
     train(tiny_model_dir, write_mix(tmp_path, rows), TrainConfig(**QUICK | {"max_steps": 1}), tmp_path / "out", seed=0)
     assert seen == [sum(r["n_train_tokens"] for r in rows)]

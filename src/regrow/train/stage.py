@@ -10,16 +10,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.errors import ModelError, RecipeError, RunError, TrainError
+from regrow.errors import RunError, TrainError
 from regrow.progress import note
+from regrow.train import network
 from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete, read_marker
 from regrow.train.config import TrainConfig
-from regrow.train.save import save_midway, save_trained, stored_dtype
+from regrow.train.save import save_midway, save_trained
 from regrow.train.summary import SUMMARY, TrainSummary, finished, versions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from regrow.train.batches import TokenRows
     from regrow.train.pause import Part, Paused, Stop
     from regrow.train.trainer import RegrowTrainer
@@ -181,51 +180,18 @@ def _train(
 
     from regrow.models.load import load_tokenizer
     from regrow.train.arguments import make_arguments, use_bf16
-    from regrow.train.batches import TokenRows, has_topk_columns
     from regrow.train.callbacks import LogFile, Progress, SaveEpochs, fit_trackers, read_log
-    from regrow.train.pause import StopHere, watched_file, where_it_stands
+    from regrow.train.pause import StopHere, where_it_stands
 
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
-    topk = cfg.replay_loss == "soft" or (cfg.replay_loss == "auto" and has_topk_columns(mix_file))
-    cache_dir = out / "checkpoints" / "cache"
-    watched = None
-    with processes.main_process_first():
-        added = [part.path for part in parts]
-        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir, parts=added)
-        if (file := watched_file(mix_file)) is not None and processes.num_processes == 1:
-            watched = TokenRows(file, max_length=cfg.max_length, topk=False, cache_dir=cache_dir)
-        elif file is not None and processes.is_main_process:
-            note(f"training {label}: {file.name} is not measured, because several processes train")
-    if cfg.replay_loss == "auto":
-        cfg = cfg.model_copy(update={"replay_loss": "soft" if rows.n_with_topk else "hard"})
-        if rows.n_replay and not rows.n_with_topk and processes.is_main_process:
-            note(f"training {label}: hard replay, as no replay row carries the base model's top-k (train.replay_loss)")
-    if cfg.replay_loss == "soft" and rows.n_replay and not rows.n_with_topk:
-        raise RunError(
-            "train.replay_loss is soft, but no replay row carries the base model's top-k",
-            where=str(mix_file),
-            hint="grow with top-k log-probabilities, or set train.replay_loss to hard",
-        )
+    rows, watched, cfg = _open_rows(mix_file, cfg, out, label, parts)
     if processes.is_main_process:
         _tell_about(rows, cfg)
     set_seed(seed)  # adapters are drawn from it
-    model = _load(model_dir, cfg, bf16=use_bf16(cfg))
-    n_embeddings = model.get_input_embeddings().num_embeddings
-    if rows.max_id >= n_embeddings:
-        raise RunError(
-            f"the mix has the token id {rows.max_id}, the model's vocabulary ends at {n_embeddings - 1}",
-            where=str(mix_file),
-            hint="mix again with the tokenizer of this model",
-        )
-    n_parameters = sum(p.numel() for p in model.parameters())
-    saved_bytes = n_parameters * stored_dtype(model_dir).itemsize
-    # Weights (sharded training: twice) and two moments in fp32, one more checkpoint than kept while the newest is
-    # written, and the result.
-    per_checkpoint = 16 if cfg.launch.strategy in ("fsdp", "deepspeed") else 12
-    per_checkpoint = per_checkpoint * n_parameters if cfg.method == "full" else n_parameters
-    midway = (saved_bytes if cfg.method == "full" else n_parameters) * int(cfg.num_train_epochs) * cfg.save_epochs
-    check_room(out, per_checkpoint * (cfg.save_total_limit + 1) + saved_bytes + midway)
+    model = network.load_model(model_dir, cfg, bf16=use_bf16(cfg))
+    network.check_fits(model, rows.max_id, mix_file)
+    check_room(out, network.disk_bytes(model, cfg, model_dir))
 
     from regrow.train.trainer import RegrowTrainer
 
@@ -239,7 +205,7 @@ def _train(
         model=model,
         args=arguments,
         processing_class=load_tokenizer(model_dir),
-        peft_config=_lora(cfg),
+        peft_config=network.adapters(cfg),
     )
     trees = [len(unit) for unit in rows.units if len(unit) > 1]
     if processes.is_main_process and trees:
@@ -263,7 +229,7 @@ def _train(
         if stop is not None and trainer.state.global_step < trainer.state.max_steps:
             return where_it_stands(trainer)
         loop_seconds = time.monotonic() - loop_started
-    whole = _whole(trainer, cfg, model_dir)
+    whole = network.whole_model(trainer, cfg, model_dir)
     if whole is not None:
         save_trained(whole, cfg, model_dir, out)
     adapter_path = out / "adapter" if cfg.method == "lora" else None
@@ -293,6 +259,44 @@ def _train(
         realised=trainer.replay_drawn(),
         replay_loss=cfg.replay_loss if rows.n_replay else None,
     )
+
+
+def _open_rows(
+    mix_file: Path, cfg: TrainConfig, out: Path, label: str, parts: Sequence[Part]
+) -> tuple[TokenRows, TokenRows | None, TrainConfig]:
+    """The rows to train on, those that are only measured, and the settings with the loss on replay decided.
+
+    Raises:
+        RunError: Soft replay was asked for, and no replay row carries a top-k.
+    """
+    from accelerate import PartialState
+
+    from regrow.train.batches import TokenRows, has_topk_columns
+    from regrow.train.pause import watched_file
+
+    processes = PartialState()
+    topk = cfg.replay_loss == "soft" or (cfg.replay_loss == "auto" and has_topk_columns(mix_file))
+    cache_dir = out / "checkpoints" / "cache"
+    watched = None
+    with processes.main_process_first():
+        added = [part.path for part in parts]
+        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir, parts=added)
+        if (file := watched_file(mix_file)) is not None and processes.num_processes == 1:
+            watched = TokenRows(file, max_length=cfg.max_length, topk=False, cache_dir=cache_dir)
+        elif file is not None and processes.is_main_process:
+            note(f"training {label}: {file.name} is not measured, because several processes train")
+    bare = rows.n_replay and not rows.n_with_topk
+    if cfg.replay_loss == "auto":
+        cfg = cfg.model_copy(update={"replay_loss": "soft" if rows.n_with_topk else "hard"})
+        if bare and processes.is_main_process:
+            note(f"training {label}: hard replay, as no replay row carries the base model's top-k (train.replay_loss)")
+    if cfg.replay_loss == "soft" and bare:
+        raise RunError(
+            "train.replay_loss is soft, but no replay row carries the base model's top-k",
+            where=str(mix_file),
+            hint="grow with top-k log-probabilities, or set train.replay_loss to hard",
+        )
+    return rows, watched, cfg
 
 
 def _step(checkpoint: Path) -> int:
@@ -340,53 +344,6 @@ def _tell_about_trees(rows: TokenRows, trees: list[int], no_trees: str | None) -
     note(f"{sum(trees):,} dialogues in {len(trees):,} trees: {tokens:,} tokens an epoch, {computed:,} computed")
 
 
-def _load(model_dir: Path, cfg: TrainConfig, *, bf16: bool) -> PreTrainedModel:
-    """The base model: fp32 master weights for full training; frozen weights of LoRA in bf16 under bf16 autocast."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from regrow.models.check import check_whole
-
-    dtype = torch.bfloat16 if bf16 and cfg.method == "lora" else torch.float32
-    chosen = {} if cfg.attn_implementation is None else {"attn_implementation": cfg.attn_implementation}
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            model_dir,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **chosen,
-        )
-    except (ValueError, ImportError) as err:
-        if chosen:
-            raise RecipeError(
-                f"the model does not load with {cfg.attn_implementation!r}: {err}", where="train.attn_implementation"
-            ) from err
-        raise ModelError(f"the model does not load: {err}", where=str(model_dir)) from err
-    except OSError as err:
-        raise ModelError(f"the model does not load: {err}", where=str(model_dir)) from err
-    check_whole(info, model_dir)
-    return model
-
-
-def _lora(cfg: TrainConfig) -> Any:
-    if cfg.method == "full":
-        return None
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=cfg.lora.r,
-        lora_alpha=cfg.lora.lora_alpha,
-        lora_dropout=cfg.lora.lora_dropout,
-        target_modules=cfg.lora.target_modules,
-        use_dora=cfg.lora.use_dora,
-        use_rslora=cfg.lora.use_rslora,
-        task_type="CAUSAL_LM",
-    )
-
-
 def _tokens_before(start: Path | None) -> int:
     """Tokens trained on before the checkpoint, those of its unlogged interval included."""
     if start is None:
@@ -410,29 +367,6 @@ def _run(trainer: RegrowTrainer, start: Path | None, stop: Stop | None) -> None:
             where=str(start),
             hint="delete it; training then starts from an older checkpoint or anew",
         ) from err
-
-
-def _whole(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path) -> Any:
-    """The trained model in one piece on the main process, None on the others.
-
-    Sharded weights are gathered on the CPU and put into the base model loaded anew, so that what is written has its
-    names and ties whatever the wrapping did to them.
-    """
-    from regrow.train.trainer import load_whole
-
-    main = trainer.accelerator.is_main_process
-    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        return trainer.accelerator.unwrap_model(trainer.model) if main else None
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
-    if not main:
-        return None
-    model = _load(model_dir, cfg, bf16=False)
-    if cfg.method == "lora":
-        from peft import get_peft_model
-
-        model = get_peft_model(model, _lora(cfg))
-    load_whole(model, weights, model_dir)
-    return model
 
 
 def _midway(trainer: RegrowTrainer, cfg: TrainConfig, model_dir: Path, out: Path) -> None:
