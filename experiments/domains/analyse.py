@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.domains.data import DOMAINS
 from experiments.domains.mixtures import ARMS, LEARNING_RATE, ROWS_A_STEP, STEPS, TARGET, UPDATE_STEPS
-from experiments.domains.scoring import RESAMPLES, difference, load, mean, told
+from experiments.domains.scoring import difference, load, mean
+from experiments.intervals import RESAMPLES, told
 
 from regrow.runs import versions
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from experiments.intervals import over_seeds
 
 from regrow.evaluate.items import Item
-
-RESAMPLES = 2000
 
 Losses = dict[str, dict[str, dict[str, float]]]
 """Domain -> item -> arm -> nats a token."""
@@ -40,19 +40,8 @@ def mean(seeds: list[Losses], domains: list[str], arm: str) -> float:
     return float(np.mean([[np.mean([v[arm] for v in s[d].values()]) for d in domains] for s in seeds]))
 
 
-def difference(seeds: list[Losses], domains: list[str], arm: str, other: str) -> dict:
-    """Mean of ``arm`` less ``other`` with a 95 % percentile interval: seeds are drawn, and within each seed items."""
-    rng = np.random.default_rng(0)
-    deltas = [[np.array([v[arm] - v[other] for v in s[d].values()]) for d in domains] for s in seeds]
-    drawn = []
-    for _ in range(RESAMPLES):
-        picked = [deltas[i] for i in rng.integers(len(deltas), size=len(deltas))]
-        drawn.append(np.mean([[d[rng.integers(len(d), size=len(d))].mean() for d in of] for of in picked]))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    each = [float(np.mean([d.mean() for d in of])) for of in deltas]
-    return {"value": float(np.mean(each)), "ci": [float(low), float(high)], "seeds": each}
-
-
-def told(found: dict) -> str:
-    low, high = found["ci"]
-    return f"{found['value']:+.3f} [{low:+.3f}, {high:+.3f}]"
+def difference(seeds: list[Losses], domains: list[str], arm: str, other: str) -> dict[str, Any]:
+    """``arm`` less ``other``, see `over_seeds`; every domain has as many texts, so each counts as much."""
+    deltas = [[v[arm] - v[other] for d in domains for v in s[d].values()] for s in seeds]
+    assert len({len(s[d]) for s in seeds for d in domains}) == 1
+    return over_seeds(deltas)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from experiments.domains.data import texts
+from experiments.intervals import over_seeds, told
 from experiments.jobs import in_parallel
 from experiments.small import save_llama, write_token_mix
 
@@ -27,7 +28,6 @@ TRAIN, TEST = 300, 60
 """Texts a domain."""
 EPOCHS, BATCH, LEARNING_RATE, VOCABULARY = 4, 8, 1e-3, 2000
 ARMS = ("cosine", "constant", "infinite")
-RESAMPLES = 2000
 
 
 def tokenizer_of(kit: Path, folder: Path) -> Any:
@@ -119,26 +119,14 @@ def table(found: dict[str, list[list[dict[str, list[float]]]]]) -> tuple[list[st
     for name, values in measures.items():
         lines.append(f"| {name} | " + " | ".join(f"{values[a].mean():.3f}" for a in ARMS) + " |")
     differences = {
-        f"infinite - {other}": {n: _interval(v["infinite"] - v[other]) for n, v in measures.items()}
+        f"infinite - {other}": {n: over_seeds(v["infinite"] - v[other]) for n, v in measures.items()}
         for other in ("cosine", "constant")
     }
     lines += ["", "| difference | " + " | ".join(measures) + " |", "| --- |" + " ---: |" * len(measures)]
     for pair, each in differences.items():
-        cells = [f"{x['value']:+.3f} [{x['ci'][0]:+.3f}, {x['ci'][1]:+.3f}]" for x in each.values()]
-        lines.append(f"| {pair} | " + " | ".join(cells) + " |")
+        lines.append(f"| {pair} | " + " | ".join(map(told, each.values())) + " |")
     means = {n: {a: v[a].mean(1).tolist() for a in ARMS} for n, v in measures.items()}
     return lines, {"differences": differences, "means": means}
-
-
-def _interval(deltas: np.ndarray) -> dict[str, Any]:
-    """Mean and 95 % percentile interval of ``(seeds, texts)``: seeds are drawn, and within each seed texts."""
-    rng, (seeds, n) = np.random.default_rng(0), deltas.shape
-    drawn = [
-        np.mean([deltas[s, rng.integers(n, size=n)].mean() for s in rng.integers(seeds, size=seeds)])
-        for _ in range(RESAMPLES)
-    ]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"value": float(deltas.mean()), "ci": [float(low), float(high)], "seeds": deltas.mean(1).tolist()}
 
 
 def analyse(out: Path, to: Path, seeds: list[int]) -> None:
