@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def write_token_mix(folder: Path, rows: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float]]]]) -> Path:
@@ -22,15 +26,11 @@ def write_token_mix(folder: Path, rows: Mapping[str, Sequence[tuple[Sequence[int
     return folder
 
 
-def save_llama(folder: Path, seed: int, vocab_size: int, *, hidden: int, layers: int, positions: int) -> Path:
-    """A Llama with random weights; id 0 pads and ends."""
+def save_random(folder: Path, seed: int, config: PretrainedConfig) -> Path:
+    """A model with random weights."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, max_position_embeddings=positions, pad_token_id=0, bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from experiments.jobs import in_parallel
-from experiments.small import save_llama, write_token_mix
+from experiments.small import save_random, write_token_mix
 
 from regrow.train.config import TrainConfig
 
@@ -29,16 +29,17 @@ ARMS = {
     "skill-it": {"controller": "skill-it", "graph": GRAPH, "eta": 0.5},
 }
 WORDS = ["<pad>", "0", "1", "+", "-", "=", ";", "?", ":", *string.ascii_lowercase]
+LETTERS = 10
 TRAIN, TEST = 6000, 500
 """Chains a skill."""
-STEPS, BATCH, UPDATES, LEARNING_RATE = 3000, 32, 6, 1e-3
+STEPS, BATCH, UPDATES, LEARNING_RATE = 1000, 64, 6, 5e-4
 """The authors: 6,000 steps of 32, six updates, 5e-5 on a pretrained GPT-Neo of 125 M parameters."""
 
 
 def chain(rng: np.random.Generator, skill: int, shuffled: bool) -> list[str]:
     """Five variables, each the one before it or its opposite, and a question for the ``skill``-th: words, and last its
     value."""
-    names = [string.ascii_lowercase[i] for i in rng.permutation(26)[: len(SKILLS)]]
+    names = [string.ascii_lowercase[i] for i in rng.permutation(LETTERS)[: len(SKILLS)]]
     signs = rng.integers(0, 2, len(SKILLS))
     clauses = [
         [name, "=", "-" if sign else "+", "1" if i == 0 else names[i - 1], ";"]
@@ -60,14 +61,18 @@ def make(seed: int, n: int, shuffled: bool) -> dict[str, list[list[int]]]:
 
 
 def save_model(folder: Path, seed: int) -> Path:
-    """A Llama of 0.8 M parameters with random weights."""
+    """A GPT-2 of 0.8 M parameters with random weights; as the authors' model, with learned positions."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from transformers import GPT2Config, PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<pad>").save_pretrained(folder)
-    return save_llama(folder, seed, len(WORDS), hidden=128, layers=4, positions=64)
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_embd=128, n_layer=4, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0,
+        pad_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    return save_random(folder, seed, config)
 
 
 def write_mix(folder: Path, seed: int, shuffled: bool) -> Path:

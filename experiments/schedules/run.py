@@ -19,7 +19,7 @@ import numpy as np
 from experiments.domains.data import texts
 from experiments.intervals import over_seeds, told
 from experiments.jobs import in_parallel
-from experiments.small import save_llama, write_token_mix
+from experiments.small import save_random, write_token_mix
 
 from regrow.train.config import TrainConfig
 
@@ -54,7 +54,7 @@ def rows(kit: Path, tokenizer: Any, seed: int) -> tuple[dict[str, list[list[int]
     return train, test
 
 
-def config(arm: str, number: int) -> TrainConfig:
+def settings_of(arm: str, number: int) -> TrainConfig:
     """The training of the ``number``-th domain. The infinite one anneals in the last domain alone."""
     settings: dict[str, Any] = {"lr_scheduler_type": arm}
     if arm == "constant":
@@ -82,17 +82,23 @@ def losses(model_dir: Path, test: dict[str, list[list[int]]]) -> dict[str, list[
 
 
 def job(kit: Path, out: Path, arm: str, seed: int) -> None:
+    from transformers import LlamaConfig
+
     from regrow.train.stage import train
 
     folder, began = out / f"seed{seed}" / arm, time.monotonic()
     tokenizer = tokenizer_of(kit, folder / "start")
-    model = save_llama(folder / "start", seed, len(tokenizer), hidden=128, layers=4, positions=256)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        max_position_embeddings=256, pad_token_id=0, bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    model = save_random(folder / "start", seed, config)
     trained, tested = rows(kit, tokenizer, seed)
     after, tokens = [], {}
     for number, domain in enumerate(SEQUENCE):
         tokens[domain] = sum(map(len, trained[domain]))
         mix = write_token_mix(folder / domain / "mix", {domain: [(r, [1.0] * len(r)) for r in trained[domain]]})
-        train(model, mix, config(arm, number), folder / domain / "train", seed=seed, label=f"{arm}/{domain}")
+        train(model, mix, settings_of(arm, number), folder / domain / "train", seed=seed, label=f"{arm}/{domain}")
         model = folder / domain / "train/model"  # without an annealed phase the flat model is this one
         after.append(losses(model, tested))
     found = {"after": after, "tokens": tokens, "seconds": time.monotonic() - began}

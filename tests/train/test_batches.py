@@ -112,6 +112,16 @@ def test_layouts_carry_the_same_targets_and_weights(tmp_path, layout):
         assert (bool(is_replay), tuple(top.tolist())) in by_target[int(t)]
 
 
+def test_padding_has_no_position_that_no_document_has(tmp_path):
+    """GPT-2 has a vector for each of its positions and for none beyond."""
+    data = [token_row(list(range(3, 23)), [0.0] + [1.0] * 19, name=str(i)) for i in range(30)]
+    rows = TokenRows(write_mix(tmp_path, data) / "train.parquet", max_length=64, topk=False, cache_dir=tmp_path / "c")
+    batch = Collator(rows, pad_token_id=0)([{"documents": list(range(30))}])
+    assert (batch["input_ids"] == 0).sum() > 100, "two rows of which one is hardly filled"
+    assert int(batch["position_ids"].max()) == 19
+    assert torch.equal(batch["position_ids"][batch["input_ids"] == 3], torch.zeros(30, dtype=torch.int64))
+
+
 def test_long_documents_lose_their_end_with_its_top_k(tmp_path):
     ids, weights = list(range(3, 23)), [1.0] * 4 + [0.0] * 6 + [1.0] * 10
     topk = {"topk_ids": list(range(100, 128)), "topk_logprobs": [-1.0] * 28, "topk_k": 2}

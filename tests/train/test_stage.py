@@ -168,6 +168,13 @@ def test_missing_mix_and_missing_model_are_named(tiny_model_dir, mix, tmp_path):
         train(tmp_path / "nowhere", mix, TrainConfig(**QUICK), tmp_path / "out", seed=0)
 
 
+def test_rows_beyond_the_context_are_a_clear_error(tiny_model_dir, tmp_path):
+    rows = [token_row([3] * 5000, [0.0] + [1.0] * 4999)]
+    mix, settings = write_mix(tmp_path, rows), {**QUICK, "max_length": 8000}
+    with pytest.raises(RunError, match=r"(?s)a row of 5000 tokens, .* ends at \d+.*train.max_length"):
+        train(tiny_model_dir, mix, TrainConfig(**settings), tmp_path / "out", seed=0)
+
+
 def test_token_ids_beyond_the_vocabulary_are_a_clear_error(tiny_model_dir, tmp_path):
     rows = [token_row([3, 4, 100_000], [0.0, 1.0, 1.0])]
     with pytest.raises(RunError, match="the token id 100000"):
@@ -195,7 +202,8 @@ def test_the_head_runs_only_where_loss_is(tiny_model_dir, tmp_path, monkeypatch)
 
 
 def small(kind: str):
-    """Other architectures: soft-capped logits (Gemma 2), experts and their balancing loss, state space (Mamba)."""
+    """Other architectures: soft-capped logits (Gemma 2), experts and their balancing loss, state space (Mamba), a
+    learned vector for each of few positions (GPT-2)."""
     import transformers
 
     torch.manual_seed(0)
@@ -208,10 +216,16 @@ def small(kind: str):
         config = transformers.MixtralConfig(**shared, **attention, num_local_experts=4, router_aux_loss_coef=0.5)
         config.output_router_logits = True
         return transformers.MixtralForCausalLM(config)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=40, pad_token_id=0,
+            bos_token_id=0, eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        return transformers.GPT2LMHeadModel(config)
     return transformers.MambaForCausalLM(transformers.MambaConfig(**shared, state_size=4))
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "mamba"])
+@pytest.mark.parametrize("kind", ["gemma2", "mamba", "gpt2"])
 def test_other_architectures_have_the_gradient_of_each_document_alone(kind, tiny_model_dir, tmp_path):
     from transformers import AutoModelForCausalLM
 

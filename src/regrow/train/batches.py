@@ -321,8 +321,8 @@ class Collator:
     Called with ``[{"documents": [index, ...]}, ...]``; returns tensors over ``B`` tensor rows of ``L`` tokens, ``p``
     positions that predict something and ``n`` loss terms (trained tokens; what several documents share counts once):
 
-    ``input_ids (B, L)``, ``position_ids (B, L)`` (from 0 in every document; the padding at the end of a row is a
-    document of its own), ``predict (B, L)`` bool, the ``p`` positions whose output predicts a trained token, and
+    ``input_ids (B, L)``, ``position_ids (B, L)`` (from 0 in every document; the padding at the end of a row is
+    documents of its own), ``predict (B, L)`` bool, the ``p`` positions whose output predicts a trained token, and
     ``sources (n,)``, which of those positions predicts each term (in order, one each, without trees; a token at which
     a tree branches predicts several), ``targets (n,)``, ``weights (n,)``, ``counts (n,)`` (documents of the term),
     ``replay (n,)`` bool, and when the rows carry a top-k ``top_ids (n, k)`` (-1 where nothing is stored) and
@@ -348,6 +348,7 @@ class Collator:
             bins = [[i] for i in range(len(units))]
         else:
             bins = best_fit_decreasing(lengths, max(ROW_TOKENS, *lengths))
+        longest = max((int(u.positions.max()) + 1 for u in units), default=2)
         shape = (len(bins), max(sum(lengths[i] for i in b) for b in bins) or 2)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         position_ids = np.zeros(shape, dtype=np.int64)
@@ -377,7 +378,8 @@ class Collator:
                     )
                 )
                 at = end
-            position_ids[r, at:] = np.arange(shape[1] - at)
+            # No position that no document has: a model may have learned a vector for so many and no more.
+            position_ids[r, at:] = np.arange(shape[1] - at) % longest
         if not terms:
             terms.append(tuple(np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32, np.int64, np.bool_)))
         columns = [np.concatenate(column) for column in zip(*terms, strict=True)]

@@ -63,12 +63,19 @@ def adapters(cfg: TrainConfig) -> Any:
     )
 
 
-def check_fits(model: PreTrainedModel, max_id: int, mix_file: Path) -> None:
-    """Refuse a mix with token ids that the model does not have.
+def check_fits(model: PreTrainedModel, max_id: int, longest: int, mix_file: Path) -> None:
+    """Refuse a mix with token ids that the model does not have, or with rows that are longer than its context.
 
     Raises:
-        RunError: Names the id and the mix.
+        RunError: Names the id or the length, and the mix.
     """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and longest > context:
+        raise RunError(
+            f"the mix has a row of {longest} tokens, the model's context ends at {context}",
+            where=str(mix_file),
+            hint=f"set train.max_length to {context} or less",
+        )
     n_embeddings = model.get_input_embeddings().num_embeddings
     if max_id >= n_embeddings:
         raise RunError(
