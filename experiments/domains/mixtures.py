@@ -119,13 +119,12 @@ def main() -> None:
         logs = args.out / "logs"
         if not (args.out / "prepared.json").exists():
             in_parallel([[*me, "--prepare"]], 1, args.threads, logs)
-        for seed in args.seeds:
-            folder = args.out / f"seed{seed}"
-            for arms in ([a for a in ARMS if a != "rest-uniform"], ["rest-uniform"]):
-                todo = [a for a in arms if not (folder / a / "train.json").exists()]
-                in_parallel([[*me, "--job", a, str(seed)] for a in todo], args.workers, args.threads, logs)
-            if not (folder / "eval/results.json").exists():
-                in_parallel([[*me, "--evaluate", str(seed)]], 1, args.threads, logs)
+        folders = {seed: args.out / f"seed{seed}" for seed in args.seeds}
+        for arms in ([a for a in ARMS if a != "rest-uniform"], ["rest-uniform"]):
+            todo = [(a, s) for s, f in folders.items() for a in arms if not (f / a / "train.json").exists()]
+            in_parallel([[*me, "--job", a, str(s)] for a, s in todo], args.workers, args.threads, logs)
+        unscored = [s for s, f in folders.items() if not (f / "eval/results.json").exists()]
+        in_parallel([[*me, "--evaluate", str(s)] for s in unscored], args.workers, args.threads, logs)
 
 
 if __name__ == "__main__":

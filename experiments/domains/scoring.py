@@ -21,8 +21,7 @@ def score(models: dict[str, Path], items: list[Item], out: Path, seed: int) -> N
     from regrow.evaluate.stage import evaluate
     from regrow.models.load import resolve_model
 
-    suites = list(dict.fromkeys(i.suite for i in items))
-    cfg = EvalConfig(suites=suites, generate_samples=0, max_length=320, noise_floor=False)
+    cfg = EvalConfig(generate_samples=0, max_length=320, noise_floor=False)
     evaluate({"base": resolve_model("smollm2").path} | models, items, cfg, out, seed=seed)
 
 
