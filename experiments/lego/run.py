@@ -32,7 +32,7 @@ WORDS = ["<pad>", "0", "1", "+", "-", "=", ";", "?", ":", *string.ascii_lowercas
 LETTERS = 10
 TRAIN, TEST = 6000, 500
 """Chains a skill."""
-STEPS, BATCH, UPDATES, LEARNING_RATE = 1000, 64, 6, 5e-4
+STEPS, BATCH, UPDATES, LEARNING_RATE = 1200, 64, 6, 5e-4
 """The authors: 6,000 steps of 32, six updates, 5e-5 on a pretrained GPT-Neo of 125 M parameters."""
 
 

@@ -21,7 +21,7 @@ EVAL_TOKENS_PER_ITEM = 40
 PROBE_TOKENS = 256
 TOKEN_BYTES, TOP_BYTES = 40, 3 * 6
 """On the disk, a grown token: itself, and each likely token stored beside it (an id and a half-precision number), in
-the grown store, the corpus and the mix."""
+the grown store, the corpus and a mix; a sweep has more mixes, most of them smaller."""
 
 
 @dataclass

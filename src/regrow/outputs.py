@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regrow.errors import RegrowError, RunError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 MARK = ".regrow.json"
 """Says which command a folder belongs to. Hidden, so that `datasets` and transformers do not see it."""
 LOCK = ".lock"
-_WAIT = "wait for it, or choose another folder with -o"
+BUSY = "another process works in this folder"
 
 
 @dataclass
@@ -41,17 +45,8 @@ def hold(path: Path, busy: Callable[[], str]) -> Iterator[Held]:
     Raises:
         RunError: Another process holds it, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     new = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(busy(), where=str(path), hint=_WAIT) from error
-    except OSError as error:
-        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    lock = _lock(path / LOCK, path, busy)
     held = Held()
     try:
         yield held
@@ -62,6 +57,22 @@ def hold(path: Path, busy: Callable[[], str]) -> Iterator[Held]:
         if held.taken_back and new:
             with suppress(OSError):  # something else lies there by now
                 path.rmdir()
+
+
+def _lock(place: Path, path: Path, busy: Callable[[], str]) -> FileLock:
+    """The lock file ``place`` of the folder ``path``, held; see `hold`."""
+    from filelock import FileLock, Timeout
+
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        hint = "wait for it, or choose another folder with -o"
+        raise RunError(busy(), where=str(path), hint=hint) from error
+    except OSError as error:
+        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    return lock
 
 
 @contextmanager
@@ -76,7 +87,7 @@ def own_folder(path: Path, command: str) -> Iterator[None]:
         RunError: It is a file, it holds files that ``command`` did not make, or a process works in it.
     """
     check_own(path, command)
-    with hold(path, lambda: "another process works in this folder") as held:
+    with hold(path, lambda: BUSY) as held:
         try:
             (path / MARK).write_text(json.dumps({"made_by": f"regrow {command}"}) + "\n", encoding="utf-8")
             yield
@@ -94,22 +105,18 @@ def hold_beside(path: Path) -> Iterator[None]:
     Raises:
         RunError: Another process holds it, or nothing can be written there.
     """
-    from filelock import FileLock, Timeout
-
-    place = path.with_name(f".{path.name}{LOCK}")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError("another process works in this folder", where=str(path), hint=_WAIT) from error
-    except OSError as error:
-        raise RunError(f"the folder cannot be written: {error.strerror or error}", where=str(path)) from error
+    whole = path.resolve()  # `.` has no name
+    place = whole.with_name(f".{whole.name}{LOCK}")
+    new = not place.parent.exists()
+    lock = _lock(place, path, lambda: BUSY)
     try:
         yield
     finally:
         place.unlink(missing_ok=True)
         lock.release()
+        if new:
+            with suppress(OSError):  # something was written there
+                place.parent.rmdir()
 
 
 def check_own(path: Path, command: str) -> None:

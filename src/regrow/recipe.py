@@ -192,11 +192,11 @@ def _override(data: dict[str, Any], item: str) -> list[tuple[str, ...]]:
 def _put(data: dict[str, Any], key: str, value: Any) -> list[tuple[str, ...]]:
     """Set ``key``. The keys of a whole section are set one by one: what else the section holds was not spoken of."""
     path = tuple(key.split("."))
-    if isinstance(value, Mapping) and value and _known_keys(path):
+    if isinstance(value, Mapping) and _known_keys(path):
         return [done for name, inner in value.items() for done in _put(data, f"{key}.{name}", inner)]
     spot = data
     for name in path[:-1]:
-        inner = spot.setdefault(name, {})
+        inner = spot[name] = {} if spot.get(name) is None else spot[name]
         if not isinstance(inner, dict):
             raise RecipeError(f"'{name}' in '{key}' is a value, not a section", where="--set")
         spot = inner

@@ -116,9 +116,16 @@ def test_two_curations_do_not_write_one_folder(made, tmp_path, monkeypatch):
             curate()
         return once(*args, **kwargs)
 
-    monkeypatch.setattr(stage, "curate", meanwhile)
-    curate()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "curate", meanwhile)
+        curate()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="not empty"):
+        regrow.curate(made / "corpus", ".", settings={**SMALL, **CURATE})
+    with pytest.raises(RegrowError):
+        regrow.curate(tmp_path / "nowhere", "new/out", settings={**SMALL, **CURATE})
+    assert not (tmp_path / "new").exists()
 
 
 def test_folders_of_one_name_are_not_taken_for_each_other(tiny_model_dir, tmp_path):

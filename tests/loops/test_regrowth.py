@@ -123,6 +123,18 @@ def test_stops_change_nothing(ground: Ground, tmp_path: Path) -> None:
     assert largest_difference(looped.model_path, plain.model_path) == 0
 
 
+def test_without_a_word_on_when_it_looks_at_every_second_measurement(
+    ground: Ground, tmp_path: Path, scripted: None
+) -> None:
+    mixture = {"controller": "forgetting", "tilt": 1.0}
+    ground.go(tmp_path, laid.REGROWTH.model_copy(update={"every_steps": None}), mixture=mixture)
+    rounds = read(tmp_path / "regrowth.json")["rounds"]
+    measured = [json.loads(line)["step"] for line in (tmp_path / "monitor.jsonl").read_text().splitlines()]
+    assert len(rounds) >= 2, "the second one begins from the checkpoint of the first"
+    assert measured == [*range(0, 22, 3), 22]
+    assert {r["after_step"] for r in rounds} <= set(measured[2:-1:2])
+
+
 @pytest.mark.parametrize(
     "change",
     [

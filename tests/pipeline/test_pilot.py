@@ -15,7 +15,7 @@ from regrow.cost import estimate
 from regrow.errors import DataError, RecipeError
 from regrow.loops.pilot import PILOT_ROWS, apply_choice, choose, pilot_recipe, pilot_rows, topic_shares, with_pilot
 from regrow.pipeline import planned
-from regrow.recipe import load_recipe, parse_recipe
+from regrow.recipe import DataConfig, load_recipe, parse_recipe
 from regrow.rows.row import Row
 from regrow.runs import read_manifest
 
@@ -113,6 +113,15 @@ def test_a_pilot_is_a_sweep_of_the_same_training():
     assert inner.sweep.margin_nats == 0.05 and inner.grow.tokens is None
     assert inner.curate.watch_dialogues == 3 and inner.evaluate.suites == ["own-dialogues", "heldout"]
     assert pilot_recipe(parse_recipe("grow: {dialogues: 7}"), 0.5).grow.dialogues is None
+
+
+def test_a_pilot_reads_its_own_rows_and_not_as_yours():
+    text = (
+        "data: {path: mine.csv, format: alpaca, columns: {instruction: task}, on_bad: drop, max_rows: 99, domain: law,"
+        " test_size: 7, quality: {reference: good.jsonl}}"
+    )
+    inner = pilot_recipe(parse_recipe(text), 0.5)
+    assert inner.data == DataConfig(domain="law", test_size=0.1)
 
 
 def test_its_rows(tmp_path: Path):

@@ -77,6 +77,10 @@ def test_a_whole_section_sets_its_keys_and_leaves_the_others():
     assert recipe.data.columns == {"instruction": "question"}, "a value that is a mapping is set as a whole"
     assert (recipe.train.learning_rate, recipe.train.max_steps) == (1e-4, 3)
     assert recipe.train.mixture.controller == "uniform"
+    assert parse_recipe("", options={"data.path": "mine.jsonl", "data": {}}).data.path == "mine.jsonl"
+    turns = {"opening": "Q: ", "assistant_open": "A: ", "assistant_close": "\n", "user_open": "Q: "}
+    assert parse_recipe(dump_recipe(recipe), options={"model.turns": turns}).model.turns.opening == "Q: "
+    assert parse_recipe("train:\n", overrides=["train.max_steps=3"]).train.max_steps == 3
     with pytest.raises(RecipeError, match=r"(?s)train\.mixture.*unknown key 'contoller'.*did you mean 'controller'"):
         parse_recipe("", options={"train": {"mixture": {"contoller": "uniform"}}})
 

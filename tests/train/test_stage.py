@@ -13,6 +13,7 @@ import torch
 
 from regrow import progress
 from regrow.errors import ModelError, RecipeError, RunError
+from regrow.mix.mixtures import WATCHED
 from regrow.train import network
 from regrow.train.config import TrainConfig
 from regrow.train.stage import train
@@ -168,13 +169,6 @@ def test_missing_mix_and_missing_model_are_named(tiny_model_dir, mix, tmp_path):
         train(tmp_path / "nowhere", mix, TrainConfig(**QUICK), tmp_path / "out", seed=0)
 
 
-def test_rows_beyond_the_context_are_a_clear_error(tiny_model_dir, tmp_path):
-    rows = [token_row([3] * 5000, [0.0] + [1.0] * 4999)]
-    mix, settings = write_mix(tmp_path, rows), {**QUICK, "max_length": 8000}
-    with pytest.raises(RunError, match=r"(?s)a row of 5000 tokens, .* ends at \d+.*train.max_length"):
-        train(tiny_model_dir, mix, TrainConfig(**settings), tmp_path / "out", seed=0)
-
-
 def test_token_ids_beyond_the_vocabulary_are_a_clear_error(tiny_model_dir, tmp_path):
     rows = [token_row([3, 4, 100_000], [0.0, 1.0, 1.0])]
     with pytest.raises(RunError, match="the token id 100000"):
@@ -225,6 +219,22 @@ def small(kind: str):
     return transformers.MambaForCausalLM(transformers.MambaConfig(**shared, state_size=4))
 
 
+def test_rows_beyond_the_table_of_positions_are_a_clear_error_and_rotary_ones_only_said(
+    tiny_model_dir, tmp_path, capfd
+):
+    mix = write_mix(tmp_path / "mix", [token_row([3] * 1100, [0.0] * 1090 + [1.0] * 10)])
+    cfg = TrainConfig(**QUICK | {"max_length": 2000, "max_steps": 1})
+    assert train(tiny_model_dir, mix, cfg, tmp_path / "rotary", seed=0).tokens == 1100
+    assert "a row of 1100 tokens, the model's context ends at 1024" in capfd.readouterr().err
+    small("gpt2").save_pretrained(tmp_path / "gpt2")
+    for rows, beside in ((random_rows(4), [token_row([3] * 41, [1.0] * 41)]), ([token_row([3] * 41, [1.0] * 41)], [])):
+        folder = write_mix(tmp_path / f"mix{len(rows)}", rows)
+        if beside:
+            shutil.copyfile(write_mix(tmp_path / "beside", beside) / "train.parquet", folder / WATCHED)
+        with pytest.raises(RunError, match=r"(?s)row of 41 tokens, .* ends at 40.*set train.max_length to 40"):
+            train(tmp_path / "gpt2", folder, TrainConfig(**QUICK), tmp_path / f"out{len(rows)}", seed=0)
+
+
 @pytest.mark.parametrize("kind", ["gemma2", "mamba", "gpt2"])
 def test_other_architectures_have_the_gradient_of_each_document_alone(kind, tiny_model_dir, tmp_path):
     from transformers import AutoModelForCausalLM
@@ -233,7 +243,7 @@ def test_other_architectures_have_the_gradient_of_each_document_alone(kind, tiny
     small(kind).save_pretrained(source)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(tiny_model_dir / name, source / name)
-    rows = random_rows(5, vocab=290)
+    rows = random_rows(30 if kind == "gpt2" else 5, vocab=290)  # 30: two tensor rows, one of them half empty
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     total, weight = torch.zeros(()), 0.0
     for row in rows:
@@ -243,7 +253,8 @@ def test_other_architectures_have_the_gradient_of_each_document_alone(kind, tiny
         weight += float(w.sum())
     (total / weight).backward()
     one_step = {"max_steps": 1, "learning_rate": 1.0, "lr_scheduler_type": "constant", "warmup_ratio": 0.0,
-                "max_grad_norm": 0.0, "trainer_args": {"optim": "sgd"}}  # fmt: skip
+                "max_grad_norm": 0.0, "trainer_args": {"optim": "sgd"},
+                "per_device_train_batch_size": len(rows)}  # fmt: skip
     mix = write_mix(tmp_path / "mix", rows)
     if kind == "mamba":
         with pytest.raises(RecipeError, match="lets packed documents see each other"):

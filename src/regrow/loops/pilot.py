@@ -18,7 +18,7 @@ from regrow.errors import DataError
 from regrow.evaluate.verdict import MOVED, bounds_text
 from regrow.loops.config import AutoConfig
 from regrow.mix.forgetting import Forgetting
-from regrow.recipe import Recipe, dump_recipe, parse_recipe
+from regrow.recipe import DataConfig, Recipe, dump_recipe, parse_recipe
 from regrow.rows.row import Row
 
 PILOT = "run"
@@ -28,6 +28,8 @@ LEAST_ROWS = 40
 PILOT_ROWS = 200
 """Rows that ``--auto`` takes unless the recipe says. Our choice: some tens of steps at the usual batch sizes."""
 NAMED_TOPICS = 3
+NEVER = 10**9
+"""Steps between measurements: only what a pilot moved from its first step to its last is read."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,13 @@ def pilot_recipe(recipe: Recipe, share: float) -> Recipe:
             "auto.pilot_rows": 0,
             "arms": None,
             "compare": True,
-            "data": {"path": "", "domain": recipe.data.domain, "test_size": min(0.25, _share(recipe.data.test_size))},
+            "data": _rows_of_the_pilot(recipe).model_dump(),
             "grow.tokens": None,
             "grow.dialogues": None,
             "sweep.replay_ratios": auto.replay_ratios,
             "curate.watch_dialogues": auto.watch_dialogues,
             "train.mixture.controller": "none",
+            "train.mixture.update_steps": NEVER,
             "train.max_steps": max(1, round(steps * share)) if steps > 0 else steps,
             "regrowth.tokens": 0,
             "evaluate.suites": ["own-dialogues", "heldout"],
@@ -116,6 +119,11 @@ def pilot_recipe(recipe: Recipe, share: float) -> Recipe:
             "evaluate.noise_floor": False,
         },
     )
+
+
+def _rows_of_the_pilot(recipe: Recipe) -> DataConfig:
+    """They are written in our own format and were chosen already, so nothing else that is said of the data holds."""
+    return DataConfig(domain=recipe.data.domain, test_size=min(0.25, _share(recipe.data.test_size)))
 
 
 def _share(size: float | int) -> float:

@@ -7,6 +7,7 @@ in a file beside the checkpoints, so that a resumed training compares with the s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,13 +205,17 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     @property
     def every(self) -> int:
-        """Optimizer steps between measurements, known from the start of the training on."""
-        assert self._every is not None, "the training has not begun"
+        """Optimizer steps between measurements, once they are settled."""
+        assert self._every is not None, "how long the training is has not been said"
         return self._every
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def settle(self, max_steps: int) -> None:
+        """Say how long the training is, which decides how often it is measured when nothing else does."""
         if self._every is None:
-            self._every = max(1, min(MOST_STEPS, state.max_steps // LOOKS))
+            self._every = min(MOST_STEPS, math.ceil(max_steps / LOOKS))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.settle(state.max_steps)
         if state.global_step == 0:
             self._join(0)
             self._look(0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.errors import ModelError, RecipeError, RunError
+from regrow.progress import note
 from regrow.train.config import TrainConfig
 from regrow.train.save import stored_dtype
 
@@ -64,18 +65,20 @@ def adapters(cfg: TrainConfig) -> Any:
 
 
 def check_fits(model: PreTrainedModel, max_id: int, longest: int, mix_file: Path) -> None:
-    """Refuse a mix with token ids that the model does not have, or with rows that are longer than its context.
+    """Refuse a mix with token ids that the model does not have, or with rows longer than the table of its positions.
+
+    Rotary positions have no table that ends: with those a long row is only said, as someone may train for it.
 
     Raises:
         RunError: Names the id or the length, and the mix.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and longest > context:
-        raise RunError(
-            f"the mix has a row of {longest} tokens, the model's context ends at {context}",
-            where=str(mix_file),
-            hint=f"set train.max_length to {context} or less",
-        )
+    config = model.config.get_text_config()
+    context = getattr(config, "max_position_embeddings", None) or -1
+    if longest > context > 0:
+        said = f"the mix has a row of {longest} tokens, the model's context ends at {context}"
+        if not getattr(config, "rope_parameters", None):
+            raise RunError(said, where=str(mix_file), hint=f"set train.max_length to {context} or less")
+        note(f"{said} (train.max_length)")
     n_embeddings = model.get_input_embeddings().num_embeddings
     if max_id >= n_embeddings:
         raise RunError(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from regrow.train.trainer import RegrowTrainer
 
 
+_NO_SLOTS = "only a training with replay and controller: forgetting can be stopped for more of it"
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Replay rows that join a running stream: a file of the mix's columns, and the optimizer step after which."""
@@ -64,7 +67,8 @@ class Stop:
 
     def reached(self, trainer: RegrowTrainer) -> bool:
         """Whether the training is to stop where it stands."""
-        assert trainer.monitor is not None, "nothing says what is missing"
+        if trainer.monitor is None:
+            raise RunError(_NO_SLOTS)
         step, measured = trainer.state.global_step, trainer.monitor.every
         looks = 2 if self.every is None else math.ceil(self.every / measured)
         if step % (looks * measured) or not self.after < step < trainer.state.max_steps:
@@ -92,7 +96,7 @@ def where_it_stands(trainer: RegrowTrainer) -> Paused:
     """
     monitor, sampler = trainer.monitor, trainer._sampler
     if monitor is None or not isinstance(sampler, SlotSampler) or not isinstance(monitor.mixture, Forgetting):
-        raise RunError("only a training with replay and controller: forgetting can be stopped for more of it")
+        raise RunError(_NO_SLOTS)
     mixture, steps = monitor.mixture, trainer.state.max_steps
     left, fresh = sampler.outlook(trainer.draws(steps))
     shares = mixture.weights()

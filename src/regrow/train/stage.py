@@ -190,7 +190,8 @@ def _train(
         _tell_about(rows, cfg)
     set_seed(seed)  # adapters are drawn from it
     model = network.load_model(model_dir, cfg, bf16=use_bf16(cfg))
-    network.check_fits(model, rows.max_id, max(rows.lengths, default=0), mix_file)
+    longest = max((n for some in (rows, watched) if some is not None for n in some.lengths), default=0)
+    network.check_fits(model, rows.max_id, longest, mix_file)
     check_room(out, network.disk_bytes(model, cfg, model_dir))
 
     from regrow.train.trainer import RegrowTrainer

@@ -326,6 +326,8 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
             for name, value in extra["pending"].items():
                 self._count(name, torch.tensor(value))
         self.state = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+        if self.monitor is not None:
+            self.monitor.settle(self.state.max_steps)
         if extra["last"]:
             # Nothing is left to train; Trainer.train would take one step more before it looks at max_steps.
             self._load_weights(folder)
