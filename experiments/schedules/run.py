@@ -65,8 +65,8 @@ def settings_of(arm: str, number: int) -> TrainConfig:
         last = number == len(SEQUENCE) - 1
         settings["infinite"] = {"continues": number > 0, "flat_end": 0.8 if last else 1.0}
     return TrainConfig(
-        learning_rate=LOW if arm == "low" else LEARNING_RATE, num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, save_steps=10**6,
-        logging_steps=50, max_length=256, **settings,
+        learning_rate=LOW if arm == "low" else LEARNING_RATE, num_train_epochs=EPOCHS,
+        per_device_train_batch_size=BATCH, max_length=256, save_steps=10**6, logging_steps=50, **settings,
     )  # fmt: skip
 
 
