@@ -17,11 +17,12 @@ def over_seeds(columns: Sequence[Sequence[float]]) -> dict[str, Any]:
         columns: Of each seed, a paired difference for every item; the same items in all of them.
     """
     from regrow.evaluate.seeds import two_way_means
+    from regrow.evaluate.stats import percentile_interval
 
     each = [np.asarray(c, dtype=np.float64) for c in columns]
-    low, high = np.quantile(two_way_means(each, RESAMPLES, 0, crossed=True), [0.025, 0.975])
     means = [float(c.mean()) for c in each]
-    return {"value": float(np.mean(means)), "ci": [float(low), float(high)], "seeds": means}
+    found = percentile_interval(float(np.mean(means)), two_way_means(each, RESAMPLES, 0, crossed=True), 0.95)
+    return {"value": found.value, "ci": [found.low, found.high], "seeds": means}
 
 
 def told(found: dict[str, Any], digits: int = 3) -> str:

@@ -74,6 +74,15 @@ def compared(folder: Path, suite: str, seed: int) -> dict[str, Any]:
     return compare_ratios(tables(records, arms), results, sweep, recipe.evaluate, seed=seed)
 
 
+def realised(folder: Path) -> dict[str, dict[str, float]]:
+    """Arm -> replay as a share of all tokens and of the trained ones."""
+    out = {}
+    for path in sorted((folder / "mix").glob("*/mix.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        out[path.parent.name] = {k: facts["realised"][k] for k in ("tokens", "train_tokens")}
+    return out
+
+
 def judged(other: dict[str, Any], ratio: float) -> dict[str, Any]:
     """What ``ratio`` gives up in a run that did not choose it."""
     arms = {a["ratio"]: a for a in other["arms"].values()}
@@ -91,22 +100,26 @@ def analyse(out: Path, to: Path) -> None:
         f"{domain}/{suite}/{seed}": compared(out / f"{domain}-{seed}", suite, seed)
         for domain in DOMAINS for suite in SUITES for seed in SEEDS
     }  # fmt: skip
+    mixes = {d: realised(out / f"{d}-{SEEDS[0]}") for d in DOMAINS}
     lines = []
     for domain in DOMAINS:
         for suite in SUITES:
             lines += [f"### {domain}, forgetting on {suite}", ""]
-            lines += ["| ratio |" + "".join(f" gain, seed {s} | forgets, seed {s} |" for s in SEEDS)]
-            lines += ["| ---: |" + " ---: | ---: |" * len(SEEDS)]
+            lines += ["| ratio | of trained |" + "".join(f" gain, seed {s} | forgets, seed {s} |" for s in SEEDS)]
+            lines += ["| ---: | ---: |" + " ---: | ---: |" * len(SEEDS)]
             runs = [found[f"{domain}/{suite}/{s}"] for s in SEEDS]
             for arms in zip(*(sorted(r["arms"].values(), key=lambda a: a["ratio"]) for r in runs), strict=True):
                 cells = [_cell(a[what]) for a in arms for what in ("gain", "forgetting")]
-                lines.append(f"| {100 * arms[0]['ratio']:g} % | " + " | ".join(cells) + " |")
+                share = mixes[domain]["sft" if not arms[0]["ratio"] else f"replay-{arms[0]['ratio']:g}"][
+                    "train_tokens"
+                ]
+                lines.append(f"| {100 * arms[0]['ratio']:g} % | {100 * share:.0f} % | " + " | ".join(cells) + " |")
             lines.append("")
             for seed, other, run, judge in zip(SEEDS, reversed(SEEDS), runs, reversed(runs), strict=True):
                 lines.append(f"Seed {seed}: {run['sentence']}" + _verdict(run, judge, other))
                 lines.append("")
     to.mkdir(parents=True, exist_ok=True)
-    facts = {"found": found, "versions": versions(), "machine": f"{platform.machine()}, one thread",
+    facts = {"found": found, "realised": mixes, "versions": versions(), "machine": f"{platform.machine()}, one thread",
              "protocol": {"rows": ROWS, "test": TEST, "ratios": RATIOS, "settings": SETTINGS}}  # fmt: skip
     (to / "summary.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (to / "table.md").write_text("\n".join(lines), encoding="utf-8")
