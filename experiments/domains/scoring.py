@@ -40,7 +40,7 @@ def mean(seeds: list[Losses], domains: list[str], arm: str) -> float:
 
 
 def difference(seeds: list[Losses], domains: list[str], arm: str, other: str) -> dict[str, Any]:
-    """``arm`` less ``other``, see `over_seeds`. An item is the k-th text of every domain, so that each domain counts as
-    much in every resample."""
+    """``arm`` less ``other``, see `over_seeds`. An item is the k-th text of every domain, so that each domain counts
+    as much in every resample."""
     deltas = [[[s[d][i][arm] - s[d][i][other] for i in sorted(seeds[0][d])] for d in domains] for s in seeds]
     return over_seeds(np.mean(deltas, axis=1))

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.jobs import in_parallel
 from experiments.tg_sft.data import news_question, read
 
+from regrow.arms import at_ratio
+
 DOMAINS = ("agnews", "sst2")
 SEEDS = (0, 1)
 """A recommendation of the one is judged by the other."""
@@ -110,9 +112,7 @@ def analyse(out: Path, to: Path) -> None:
             runs = [found[f"{domain}/{suite}/{s}"] for s in SEEDS]
             for arms in zip(*(sorted(r["arms"].values(), key=lambda a: a["ratio"]) for r in runs), strict=True):
                 cells = [_cell(a[what]) for a in arms for what in ("gain", "forgetting")]
-                share = mixes[domain]["sft" if not arms[0]["ratio"] else f"replay-{arms[0]['ratio']:g}"][
-                    "train_tokens"
-                ]
+                share = mixes[domain][at_ratio(arms[0]["ratio"])]["train_tokens"]
                 lines.append(f"| {100 * arms[0]['ratio']:g} % | {100 * share:.0f} % | " + " | ".join(cells) + " |")
             lines.append("")
             for seed, other, run, judge in zip(SEEDS, reversed(SEEDS), runs, reversed(runs), strict=True):
