@@ -36,7 +36,7 @@ PASSED_ON = {
 
 SEEN_IN_A_RUN = {
     "method", "learning_rate", "packing", "max_length", "lora", "merge_adapter", "save_total_limit",
-    "keep_checkpoints", "attn_implementation", "replay_loss", "soft",
+    "keep_checkpoints", "attn_implementation", "replay_loss", "replay_weight", "soft",
     "infinite",  # test_infinite.py
     "launch",  # test_launch.py
     "mixture",  # test_mixture.py
@@ -163,6 +163,19 @@ def test_replay_loss_and_each_soft_key_change_the_result(tiny_model_dir, mix, tm
         for b in runs:
             if a < b:
                 assert largest_difference(tmp_path / a / "model", tmp_path / b / "model") > 1e-6, (a, b)
+
+
+def test_replay_weight_is_that_of_the_rows(tiny_model_dir, tmp_path):
+    rows = random_rows(16, k=4)
+    scaled = [r | {"loss_weights": [w / 4 for w in r["loss_weights"]]} if r["source"] == "replay" else r for r in rows]
+    mixes = {name: write_mix(tmp_path / f"mix-{name}", found) for name, found in (("as-is", rows), ("scaled", scaled))}
+    for kind in ("hard", "soft"):
+        settings: dict[str, Any] = {"learning_rate": 1e-2, "replay_loss": kind}
+        quarter = run(tiny_model_dir, mixes["as-is"], tmp_path / f"a-{kind}", replay_weight=0.25, **settings)
+        by_rows = run(tiny_model_dir, mixes["scaled"], tmp_path / f"b-{kind}", **settings)
+        whole = run(tiny_model_dir, mixes["as-is"], tmp_path / f"c-{kind}", **settings)
+        assert largest_difference(quarter.model_path, by_rows.model_path) == 0
+        assert largest_difference(quarter.model_path, whole.model_path) > 1e-6
 
 
 def test_bf16_autocast_changes_the_arithmetic_not_the_format(tiny_model_dir, mix, tmp_path):

@@ -327,11 +327,21 @@ class Collator:
     a tree branches predicts several), ``targets (n,)``, ``weights (n,)``, ``counts (n,)`` (documents of the term),
     ``replay (n,)`` bool, and when the rows carry a top-k ``top_ids (n, k)`` (-1 where nothing is stored) and
     ``top_logprobs (n, k)``. ``ends (B, L)`` (see `regrow.train.trees.Merged`) is there when a tree is. A
-    micro-batch without a document is two tokens of padding and ``n = 0``.
+    micro-batch without a document is two tokens of padding and ``n = 0``. Weights of replay are multiplied by
+    ``replay_weight``.
     """
 
-    def __init__(self, rows: TokenRows, *, pad_token_id: int, layout: Layout = "rows", trees: bool = True) -> None:
+    def __init__(
+        self,
+        rows: TokenRows,
+        *,
+        pad_token_id: int,
+        layout: Layout = "rows",
+        trees: bool = True,
+        replay_weight: float = 1.0,
+    ) -> None:
         self.rows, self.pad_token_id, self.layout, self.trees = rows, pad_token_id, layout, trees
+        self.replay_weight = replay_weight
 
     def __call__(self, packs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return self.collate([self.rows[i] for pack in packs for i in pack["documents"]])
@@ -371,7 +381,7 @@ class Collator:
                     (
                         sources + r * shape[1],
                         unit.input_ids[trained],
-                        unit.weights[trained],
+                        unit.weights[trained] * np.float32(self.replay_weight if unit.replay else 1.0),
                         unit.counts[trained],
                         np.full(len(trained), unit.replay),
                         *_padded_top(unit, len(trained), k),
