@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from experiments.intervals import told
 from experiments.jobs import in_parallel
 from experiments.tg_sft.data import news_question, read
 
@@ -96,38 +97,36 @@ def judged(other: dict[str, Any], ratio: float) -> dict[str, Any]:
 
 
 def analyse(out: Path, to: Path) -> None:
+    """Tables of the runs that are finished, and what each recommendation is worth in the others of its domain."""
     from regrow.runs import versions
 
+    seeds = {d: [s for s in SEEDS if (out / f"{d}-{s}/eval/results.json").is_file()] for d in DOMAINS}
     found = {
-        f"{domain}/{suite}/{seed}": compared(out / f"{domain}-{seed}", suite, seed)
-        for domain in DOMAINS for suite in SUITES for seed in SEEDS
-    }  # fmt: skip
-    mixes = {d: realised(out / f"{d}-{SEEDS[0]}") for d in DOMAINS}
+        f"{d}/{suite}/{s}": compared(out / f"{d}-{s}", suite, s) for d in DOMAINS for suite in SUITES for s in seeds[d]
+    }
+    mixes = {f"{d}-{s}": realised(out / f"{d}-{s}") for d in DOMAINS for s in seeds[d]}
     lines = []
-    for domain in DOMAINS:
-        for suite in SUITES:
-            lines += [f"### {domain}, forgetting on {suite}", ""]
-            lines += ["| ratio | of trained |" + "".join(f" gain, seed {s} | forgets, seed {s} |" for s in SEEDS)]
-            lines += ["| ---: | ---: |" + " ---: | ---: |" * len(SEEDS)]
-            runs = [found[f"{domain}/{suite}/{s}"] for s in SEEDS]
-            for arms in zip(*(sorted(r["arms"].values(), key=lambda a: a["ratio"]) for r in runs), strict=True):
-                cells = [_cell(a[what]) for a in arms for what in ("gain", "forgetting")]
-                share = mixes[domain][at_ratio(arms[0]["ratio"])]["train_tokens"]
-                lines.append(f"| {100 * arms[0]['ratio']:g} % | {100 * share:.0f} % | " + " | ".join(cells) + " |")
-            lines.append("")
-            for seed, other, run, judge in zip(SEEDS, reversed(SEEDS), runs, reversed(runs), strict=True):
-                lines.append(f"Seed {seed}: {run['sentence']}" + _verdict(run, judge, other))
-                lines.append("")
+    for domain, suite in ((d, suite) for d in DOMAINS if seeds[d] for suite in SUITES):
+        mine, share = seeds[domain], mixes[f"{domain}-{seeds[domain][0]}"]
+        lines += [f"### {domain}, forgetting on {suite}", ""]
+        lines += ["| ratio | of trained |" + "".join(f" gain, seed {s} | forgets, seed {s} |" for s in mine)]
+        lines += ["| ---: | ---: |" + " ---: | ---: |" * len(mine)]
+        runs = {s: found[f"{domain}/{suite}/{s}"] for s in mine}
+        for ratio in RATIOS:
+            arms = [r["arms"][at_ratio(ratio)] for r in runs.values()]
+            cells = [f"{100 * ratio:g} %", f"{100 * share[at_ratio(ratio)]['train_tokens']:.0f} %"]
+            cells += [told(a[what], 2) for a in arms for what in ("gain", "forgetting")]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+        for seed, run in runs.items():
+            judges = "".join(_verdict(run, judge, other) for other, judge in runs.items() if other != seed)
+            lines += [f"Seed {seed}: {run['sentence']}{judges}", ""]
     to.mkdir(parents=True, exist_ok=True)
     facts = {"found": found, "realised": mixes, "versions": versions(), "machine": f"{platform.machine()}, one thread",
              "protocol": {"rows": ROWS, "test": TEST, "ratios": RATIOS, "settings": SETTINGS}}  # fmt: skip
     (to / "summary.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (to / "table.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
-
-
-def _cell(x: dict[str, Any]) -> str:
-    return f"{x['value']:+.2f} [{x['ci'][0]:+.2f}, {x['ci'][1]:+.2f}]"
 
 
 def _verdict(run: dict[str, Any], judge: dict[str, Any], other: int) -> str:
