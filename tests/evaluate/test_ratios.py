@@ -87,6 +87,17 @@ def test_a_little_less_learned_does_not_rule_a_ratio_out() -> None:
     assert "not shown to learn more than 0.1 nats less than plain" in sweep["sentence"]
 
 
+@pytest.mark.parametrize("wrong", [3, 0])
+def test_a_gain_that_may_be_lost_is_said(wrong: int) -> None:
+    answered = {"base": np.zeros(20), "sft": np.ones(20), "replay-0.05": np.ones(20), "replay-0.2": ones(20, wrong)}
+    rows, names = records("heldout", "acc", answered) + knew(**arms(120, 60, 12)), ["base", *RATIOS]
+    results = summarise(rows, names, CFG, seed=0)
+    sweep = compare_ratios(tables(rows, names), results, Sweep(RATIOS, 2.0, 0.1), CFG, seed=0)
+    assert sweep["ratio"] == 0.2
+    said = [n for n in sweep["notes"] if n.startswith("It may cost gain: 15.0 points less than plain")]
+    assert len(said) == (wrong > 0)
+
+
 def test_without_a_gain_there_is_nothing_to_recommend() -> None:
     sweep = found(arms(2.1, 2.1, 2.1), arms(3, 3, 2))["sweep"]
     assert sweep["arm"] is None and "learned your data" in sweep["sentence"]

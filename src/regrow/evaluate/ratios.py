@@ -13,7 +13,7 @@ from regrow.arms import PLAIN
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.stats import bootstrap_means, percentile_interval, unseen_change
 from regrow.evaluate.tables import SuiteTable
-from regrow.evaluate.verdict import bounds_text, too_few
+from regrow.evaluate.verdict import amount_text, bounds_text, too_few
 
 RULE = "smallest-sufficient"
 UNTESTED = "a rule of ours that has not been validated on a second domain"
@@ -148,6 +148,13 @@ def _recommend(found: dict[str, Any], n: int) -> dict[str, Any]:
     low, high = arms[chosen]["forgetting"]["ci"]
     if low > 0:
         notes.append(f"It still forgets {bounds_text(low, high, unit)} on {suite}.")
+    below = arms[chosen]["below_plain"]
+    if below["value"] > (on["gain"]["margin"] or 0.0):
+        by = amount_text(below["value"], on["gain"]["unit"])
+        notes.append(
+            f"It may cost gain: {by} less than plain fine-tuning, which the held-out rows are too few to show. "
+            "train.replay_weight below 1 leaves your rows more of the loss."
+        )
     if ratio == max(x["ratio"] for x in arms.values()):
         notes.append("It is the largest ratio tried; more replay may keep more.")
     return {"arm": chosen, "ratio": ratio, "sentence": f"{text} ({RULE}, {UNTESTED}).", "notes": notes}

@@ -130,7 +130,7 @@ def _kept(results: dict[str, Any], arm: str) -> list[str]:
                 out.append(f"{name} has too few dialogues to say how far it moved ({s['n']})")
                 continue
             low, high = s["differences"][arm]["vs_base"]["ci"]
-            far = bounds_text(low, high, "nats") if low > MOVED else f"no more than {_amount(high, 'nats')}"
+            far = bounds_text(low, high, "nats") if low > MOVED else f"no more than {amount_text(high, 'nats')}"
             out.append(f"it moved {far} a token from its {name}{_against(s, arm)}")
     return out
 
@@ -168,7 +168,7 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
         if suite["unit"] != "share" and 2 ** (1 - suite["n"]) * len(suites) > 1 - confidence:
             caveats.append(f"{name}: {suite['n']} items are too few for any difference to count as significant.")
         elif diff["mdd"] and not diff["significant"] and not suite["selected"]:
-            size = _amount(diff["mdd"], suite["unit"])
+            size = amount_text(diff["mdd"], suite["unit"])
             seen = f"{suite['n']} items find a difference of {size} with 80 % power"
             caveats.append(f"{name}: {seen}; a smaller one may go unseen.")
     return notes + caveats
@@ -223,7 +223,8 @@ def _and(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _amount(value: float, unit: str) -> str:
+def amount_text(value: float, unit: str) -> str:
+    """An amount with its unit; shares as points."""
     if unit == "share":
         return f"{100 * value:.1f} points"
     return f"{value:.3f} nats" if unit == "nats" else f"{value:.3g}"
@@ -231,10 +232,10 @@ def _amount(value: float, unit: str) -> str:
 
 def _span(ci: list[float], unit: str) -> str:
     """An interval of a difference: both ends signed, one unit behind them."""
-    low, high = (f"{'−' if v < 0 else '+'}{_amount(abs(v), unit)}" for v in ci)
+    low, high = (f"{'−' if v < 0 else '+'}{amount_text(abs(v), unit)}" for v in ci)
     return f"{low.split()[0]} to {high}"
 
 
 def bounds_text(low: float, high: float, unit: str) -> str:
     """Two amounts with one unit behind them."""
-    return f"{_amount(low, unit).split()[0]} to {_amount(high, unit)}"
+    return f"{amount_text(low, unit).split()[0]} to {amount_text(high, unit)}"
