@@ -111,6 +111,7 @@ def test_a_pilot_is_a_sweep_of_the_same_training():
     assert inner.sweep.replay_ratios == [0.0, 0.3] and inner.auto.pilot_rows == 0
     assert inner.train.max_steps == 25 and inner.train.learning_rate == 3e-4
     assert inner.sweep.margin_nats == 0.05 and inner.grow.tokens is None
+    assert inner.train.mixture.update_steps > 10**6, "measured before and after, and at no step between"
     assert inner.curate.watch_dialogues == 3 and inner.evaluate.suites == ["own-dialogues", "heldout"]
     assert pilot_recipe(parse_recipe("grow: {dialogues: 7}"), 0.5).grow.dialogues is None
 
