@@ -15,27 +15,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from experiments.intervals import told
-from experiments.sweep.run import RATIOS, SUITES, realised
+from experiments.sweep.run import RATIOS, SUITES
 
 from regrow.arms import PLAIN, at_ratio
-
-
-def weight_of(arm: dict[str, float]) -> float:
-    """The `train.replay_weight` with which replay is as much of the loss as it is of the tokens."""
-    tokens, trained = arm["tokens"], arm["train_tokens"]
-    return tokens * (1 - trained) / ((1 - tokens) * trained)
 
 
 def measure(run: Path, out: Path) -> None:
     """Train and score; what the sweep scored is not scored again."""
     from regrow.evaluate.stage import evaluate
+    from regrow.mix.stage import MixSummary
     from regrow.models.load import resolve_model
     from regrow.pipeline import read_items
     from regrow.recipe import load_recipe
     from regrow.train.stage import train
 
     recipe, base, arm = load_recipe(run / "recipe.yaml"), resolve_model("smollm2").path, at_ratio(max(RATIOS))
-    weight = weight_of(realised(run)[arm])
+    mixed = MixSummary(**json.loads((run / "mix" / arm / "mix.json").read_text(encoding="utf-8")))
+    weight = mixed.even_weight  # as much of the loss as of the tokens
     cfg = recipe.train.model_copy(update={"replay_weight": weight})
     done = train(base, run / "mix" / arm, cfg, out / "train", seed=recipe.seed, label=f"{run.name} weighted")
     items = read_items(run / "suites/items.jsonl") + read_items(run / "corpus/own_dialogues.jsonl")
