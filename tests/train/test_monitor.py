@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from regrow.errors import RecipeError
+from regrow.errors import RecipeError, RunError
 from regrow.mix.mixtures import WATCHED
 from regrow.train import pause
 from regrow.train.config import TrainConfig
@@ -116,6 +116,8 @@ def test_a_training_stops_for_more_at_whole_measurements(every, measured, stops,
     ]
     assert [t.state.global_step for t in trainers if pause.Stop(every, 0, 500).reached(t)] == stops
     assert not any(pause.Stop(every, 0, 501).reached(t) for t in trainers)
+    with pytest.raises(RunError, match="only a training with replay"):
+        pause.Stop(every, 0, 500).reached(SimpleNamespace(monitor=None))
 
 
 def test_measuring_changes_nothing(tiny_model_dir, tmp_path):
