@@ -16,6 +16,7 @@ from regrow.errors import ModelError, RecipeError, RunError
 from regrow.mix.mixtures import WATCHED
 from regrow.train import network
 from regrow.train.config import TrainConfig
+from regrow.train.save import stored_dtype
 from regrow.train.stage import train
 from tests.train.helpers import largest_difference, log_lines, random_rows, token_row, weights_of, write_mix
 
@@ -159,6 +160,23 @@ def test_too_little_room_is_noticed_before_training(tiny_model_dir, mix, tmp_pat
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(RunError, match=r"needs about .* GB of disk"):
         train(tiny_model_dir, mix, TrainConfig(**QUICK), tmp_path, seed=0)
+
+
+def test_the_room_asked_for_is_that_of_checkpoints_epochs_and_the_result(tiny_model_dir):
+    cfg = TrainConfig(save_total_limit=2)
+    model = network.load_model(tiny_model_dir, cfg, bf16=False)
+    n, one = sum(p.numel() for p in model.parameters()), stored_dtype(tiny_model_dir).itemsize
+    asked = {
+        "full": (cfg, 3 * 12 * n + one * n),
+        "lora": (TrainConfig(save_total_limit=2, method="lora"), 3 * n + one * n),
+        "sharded": (
+            TrainConfig(save_total_limit=1, launch={"strategy": "fsdp", "num_processes": 2}),
+            2 * 16 * n + one * n,
+        ),
+        "epochs": (TrainConfig(save_total_limit=2, save_epochs=True, num_train_epochs=3), 3 * 12 * n + 4 * one * n),
+    }
+    for name, (settings, expected) in asked.items():
+        assert network.disk_bytes(model, settings, tiny_model_dir) == expected, name
 
 
 def test_missing_mix_and_missing_model_are_named(tiny_model_dir, mix, tmp_path):
