@@ -43,6 +43,7 @@ def tune(
     method: Literal["full", "lora"] | None = None,
     epochs: float | None = None,
     compare: bool = True,
+    general: str | Path | None = None,
     auto: bool = False,
     seed: int = 0,
     settings: Settings | None = None,
@@ -58,6 +59,8 @@ def tune(
         method: Train all weights or LoRA adapters.
         epochs: Passes over ``data``.
         compare: Also train on ``data`` alone, so that the report can show what replay saved.
+        general: General data of your own, to compare with: one model more, whose replay is drawn from it instead of
+            grown, as much of it.
         auto: Let a pilot on some of the rows choose the replay ratio and the topics' shares (recipe section ``auto``).
         seed: All randomness comes from it.
         settings: Any other recipe keys.
@@ -74,6 +77,7 @@ def tune(
         train__method=method,
         train__num_train_epochs=epochs,
         compare=compare,
+        data__general=None if general is None else str(general),
         seed=seed,
     )
     if auto and replay_ratio is not None:
@@ -88,6 +92,7 @@ def sweep(
     *,
     replay_ratios: Sequence[float] = (0, 0.01, 0.05, 0.1, 0.2, 0.4),
     equal_tokens: bool = False,
+    general: str | Path | None = None,
     method: Literal["full", "lora"] | None = None,
     epochs: float | None = None,
     seed: int = 0,
@@ -102,6 +107,7 @@ def sweep(
         output: The run folder. A run that is there is continued; other ratios may be added.
         replay_ratios: Shares of the final training tokens that are replay, 0 (plain SFT) among them.
         equal_tokens: Train every model on as many tokens as the one with the most replay.
+        general: As in `tune`; one model more for each ratio.
         method: Train all weights or LoRA adapters.
         epochs: Passes over ``data``.
         seed: All randomness comes from it.
@@ -120,6 +126,7 @@ def sweep(
         data__path=str(data),
         sweep__replay_ratios=list(replay_ratios),
         sweep__equal_tokens=equal_tokens,
+        data__general=None if general is None else str(general),
         train__method=method,
         train__num_train_epochs=epochs,
         seed=seed,

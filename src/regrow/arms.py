@@ -8,24 +8,50 @@ BASE = "base"
 PLAIN = "sft"
 REPLAY = "regrow"
 INTERPOLATE = "interpolate"
-AT_RATIO = "replay-"
+GENERAL = "general"
+"""Replay out of a file of the user's own."""
+AT_RATIO, GENERAL_AT_RATIO = "replay-", "general-"
 STAGE_ONE, STAGE_TWO, ONE_STAGE = "stage1", "stage2", "one-stage"
 """Of a gradual fine-tuning."""
 
 
-def at_ratio(ratio: float) -> str:
+def at_ratio(ratio: float, *, general: bool = False) -> str:
     """The arm of a replay ratio in a sweep; that of ratio 0 is plain SFT."""
-    return f"{AT_RATIO}{ratio:g}" if ratio else PLAIN
+    return f"{GENERAL_AT_RATIO if general else AT_RATIO}{ratio:g}" if ratio else PLAIN
 
 
 def ratio_in(arm: str) -> float | None:
-    """The replay ratio in an arm's name (``replay-0.05``); None for any other arm."""
-    if not arm.startswith(AT_RATIO):
-        return None
+    """The replay ratio in an arm's name (``replay-0.05``, ``general-0.05``); None for any other arm."""
+    prefix = next((p for p in (AT_RATIO, GENERAL_AT_RATIO) if arm.startswith(p)), None)
     try:
-        return float(arm.removeprefix(AT_RATIO))
+        return None if prefix is None else float(arm.removeprefix(prefix))
     except ValueError:
         return None
+
+
+def is_general(arm: str) -> bool:
+    """Whether an arm's replay is the user's own general data and not grown."""
+    return arm == GENERAL or (arm.startswith(GENERAL_AT_RATIO) and ratio_in(arm) is not None)
+
+
+def is_grown(arm: str) -> bool:
+    """Whether an arm of a run is trained on grown replay."""
+    return arm not in (BASE, PLAIN, INTERPOLATE) and not is_general(arm)
+
+
+def main_arm(arms: Sequence[str], chosen: str | None = None) -> str | None:
+    """The arm that a page, or a verdict, is about.
+
+    Args:
+        arms: Base first.
+        chosen: What a sweep recommends.
+    """
+    trained = [a for a in arms if a != BASE]
+    if chosen in trained:
+        return chosen
+    if REPLAY in trained:
+        return REPLAY
+    return next((a for a in reversed(trained) if not is_general(a)), trained[-1] if trained else None)
 
 
 def arms_of(names: Sequence[str]) -> list[str]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.arms import PLAIN
+from regrow.arms import is_grown
 from regrow.data import best_rows, read_data, split_data
 from regrow.loops.pilot import pilot_recipe, pilot_rows
-from regrow.pipeline import grow_budget
+from regrow.plan import grow_budget
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def estimate(recipe: Recipe) -> Cost:
     largest = max(arms.values(), default=0.0)
     mix = recipe.mix.model_copy(update={"replay_ratio": largest})
     replay = grown = sampled = stored = 0
-    if set(arms) - {PLAIN}:
+    if any(map(is_grown, arms)):
         replay = replay_tokens_wanted(train, model.path, mix, epochs=epochs)
         cfg = grow_budget(recipe, model.path, train)
         stored = TOKEN_BYTES + TOP_BYTES * cfg.top_logprobs

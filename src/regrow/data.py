@@ -74,6 +74,17 @@ def split_data(recipe: Recipe, rows: Sequence[Row]) -> tuple[list[Row], list[Row
     return split_rows(rows, size, recipe.seed)
 
 
+def read_general(recipe: Recipe) -> list[Row]:
+    """The rows of ``data.general``.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    from regrow.rows.readers import read_rows
+
+    return read_rows(recipe.data.general, domain="general", on_bad=recipe.data.on_bad).rows
+
+
 def source_hash(path: str) -> dict[str, str]:
     """File -> hash of the user's data, so that an edited file redoes the run from there; empty for hub names."""
     root = Path(path)

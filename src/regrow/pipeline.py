@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY
-from regrow.data import best_rows, read_back, read_data, source_hash, split_data
+from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, is_general, is_grown
+from regrow.data import best_rows, read_back, read_data, read_general, source_hash, split_data
 from regrow.evaluate.config import AFTER_SUITES
+from regrow.plan import for_given, grow_budget, pairs, planned, replay_budget
 from regrow.progress import note
 from regrow.recipe import Recipe, dump_recipe, parse_recipe
 from regrow.runs import Resume, Run, StageResult, open_run
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from regrow.models.embed import Encoder
     from regrow.models.load import ResolvedModel
     from regrow.rows.row import Row
-
-GROW_SPARE = 1.3
-"""Grown tokens per token the mix needs: curation drops some. Our choice; what is over is simply not mixed in."""
-
 
 HALF_WAY = 0.5
 """Where the arm `interpolate` stands between base (0) and plain SFT (1)."""
@@ -87,40 +84,6 @@ def run(recipe: Recipe, out: str | Path, *, resume: Resume = "auto") -> RunResul
         return _Chain(recipe, open_, model).go()
 
 
-def planned(recipe: Recipe) -> list[str]:
-    """The stages that a recipe will go through, in order."""
-    arms = list(recipe.arm_ratios())
-    return [
-        "data",
-        *(("pilot",) if recipe.auto.pilot_rows else ()),
-        "suites",
-        *(("grow", "corpus") if set(arms) - {PLAIN} else ()),
-        *(f"{stage}/{arm}" for arm in arms for stage in ("mix", "train")),
-        *(("merge/interpolate",) if INTERPOLATE in (recipe.arms or []) else ()),
-        "eval",
-    ]
-
-
-def grow_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> GrowConfig:
-    """The recipe's section ``grow`` with the budget that the mix needs and the top-k that soft replay needs."""
-    from regrow.curate.config import DIALOGUE_TOKENS
-    from regrow.grow.topics import configured_topics
-    from regrow.mix.stage import replay_tokens_wanted
-
-    cfg = recipe.grow
-    if cfg.dialogues is None and cfg.tokens is None:
-        mix = recipe.mix.model_copy(update={"replay_ratio": max(recipe.arm_ratios().values())})
-        wanted = replay_tokens_wanted(train_rows, model_dir, mix, epochs=recipe.train.num_train_epochs)
-        aside = recipe.curate.holdout_tokens
-        if recipe.curate.watch_dialogues:
-            topics = len(configured_topics(cfg)) or cfg.ask_topics
-            aside += recipe.curate.watch_dialogues * topics * DIALOGUE_TOKENS
-        cfg = cfg.model_copy(update={"tokens": int(wanted * GROW_SPARE) + aside})
-    if recipe.train.replay_loss != "hard" and cfg.top_logprobs == 0:
-        cfg = cfg.model_copy(update={"top_logprobs": 32})
-    return cfg
-
-
 class _Chain:
     def __init__(self, recipe: Recipe, run: Run, model: ResolvedModel) -> None:
         self.recipe, self.run, self.model = recipe, run, model
@@ -142,7 +105,7 @@ class _Chain:
         suites = self.suites(data, heldout)
         corpus = regrowth = None
         ratios = recipe.arm_ratios()
-        if set(ratios) - {PLAIN}:
+        if any(map(is_grown, ratios)):
             grow_cfg = grow_budget(recipe, self.model.path, train_rows)
             if recipe.grow.dialogues is None and recipe.grow.tokens is None:
                 note(f"grow: {grow_cfg.tokens:,} tokens, for a replay_ratio of {max(ratios.values())}")
@@ -150,10 +113,12 @@ class _Chain:
             corpus = self.curate(grown, suites, data, heldout)
             if recipe.train.mixture.controller == "forgetting":
                 regrowth = self.grounds(grow_cfg, grown, corpus, suites, heldout)
+        general = self.general(suites, data, train_rows, heldout) if any(map(is_general, ratios)) else None
         models = {BASE: self.model.path}
         trained: dict[str, StageResult] = {}
         for arm, ratio in ratios.items():
-            mixed = self.mix(arm, ratio, data, train_rows, heldout, corpus)
+            source = None if arm == PLAIN else general if is_general(arm) else corpus
+            mixed = self.mix(arm, ratio, data, train_rows, heldout, source, corpus)
             trained[arm] = self.train(arm, mixed, regrowth if arm == REPLAY else None)
             models[arm] = trained[arm].path / trained[arm].facts["model"]
         if INTERPOLATE in (recipe.arms or []):
@@ -192,7 +157,7 @@ class _Chain:
                 **({"less_like_the_reference": whole - len(train)} if whole > len(train) else {}),
             }
 
-        data = recipe.data.model_dump(mode="json")
+        data = recipe.data.model_dump(mode="json", exclude={"general"})
         inputs = {"data": data, "seed": self.seed, "file": source_hash(recipe.data.path)}
         if recipe.data.quality.reference is not None:
             inputs["reference"] = source_hash(recipe.data.quality.reference)
@@ -256,6 +221,40 @@ class _Chain:
         upstream = {"grow": grown.output_hash, "suites": suites.output_hash, "data": data.output_hash}
         return self.run.stage("corpus", self.inputs("curate", self.recipe.curate, **upstream), work)
 
+    def general(self, suites: StageResult, data: StageResult, rows: list[Row], heldout: list[Row]) -> StageResult:
+        """The user's general data as a corpus to replay."""
+        recipe = self.recipe
+
+        def work(folder: Path) -> dict[str, Any]:
+            from regrow.curate.stage import curate
+            from regrow.mix.given import write_given
+
+            budget = replay_budget(recipe, self.model.path, rows)
+            with tempfile.TemporaryDirectory(dir=folder) as nowhere:
+                written = Path(nowhere) / "general"
+                told = write_given(
+                    read_general(recipe), self.model.path, recipe.mix, written, tokens=budget, seed=self.seed
+                )
+                cleaned = curate(
+                    written,
+                    for_given(recipe.curate),
+                    folder / "corpus",
+                    items=read_items(suites.path / "items.jsonl"),
+                    domain_rows=heldout,
+                    encoder=sentence_encoder(recipe),
+                    seed=self.seed,
+                )
+            dropped = {reason: n["dialogues"] for reason, n in cleaned.dropped.items()}
+            return {**told, "kept": cleaned.dialogues["kept"], "dropped": dropped}
+
+        inputs = self.inputs(
+            "curate", for_given(recipe.curate), general=recipe.data.general, on_bad=recipe.data.on_bad,
+            file=source_hash(recipe.data.general), mix=recipe.mix.model_dump(mode="json"),
+            replay_ratio=max(recipe.arm_ratios().values()), epochs=recipe.train.num_train_epochs,
+            data=data.output_hash, suites=suites.output_hash,
+        )  # fmt: skip
+        return self.run.stage("general", inputs, work)
+
     def grounds(
         self,
         cfg: GrowConfig,
@@ -284,13 +283,13 @@ class _Chain:
         data: StageResult,
         rows: list[Row],
         heldout: list[Row],
+        replay: StageResult | None,
         corpus: StageResult | None,
     ) -> StageResult:
-        replay = None if arm == PLAIN else corpus
         nested = replay is not None and bool(self.recipe.sweep.replay_ratios)
         cfg = self.recipe.mix.model_copy(update={"replay_ratio": ratio}) if nested else self.recipe.mix
         epochs = self.recipe.epochs_of(arm)
-        watched = corpus if self.recipe.curate.watch_dialogues else None
+        watched = corpus if self.recipe.curate.watch_dialogues else None  # grown ones, whatever is replayed
 
         def work(folder: Path) -> dict[str, Any]:
             from regrow.mix.parts import write_watched
@@ -298,7 +297,7 @@ class _Chain:
 
             done = mix(
                 rows,
-                replay.path if replay else None,
+                (replay.path / "corpus" if is_general(arm) else replay.path) if replay else None,
                 self.model.path,
                 cfg,
                 folder,
@@ -329,6 +328,8 @@ class _Chain:
 
             # The mix has all epochs laid out, each with its own replay; the trainer passes over it once.
             cfg = self.recipe.train.model_copy(update={"num_train_epochs": 1.0})
+            if is_general(arm):  # the base's distribution over what others wrote is not stored
+                cfg = cfg.model_copy(update={"replay_loss": "hard"})
             if regrowth is None:
                 done = train(self.model.path, mixed.path, cfg, folder, seed=self.seed, label=arm)
             else:
@@ -365,6 +366,7 @@ class _Chain:
 
         asked = self.recipe.sweep
         sweep = Sweep(self.recipe.arm_ratios(), asked.margin, asked.margin_nats) if asked.replay_ratios else None
+        sources = pairs(self.recipe.arm_ratios())
 
         def work(folder: Path) -> dict[str, Any]:
             items = read_items(suites.path / "items.jsonl")
@@ -381,6 +383,7 @@ class _Chain:
                 encoder=lambda: sentence_encoder(self.recipe),
                 corpus=corpus.path if corpus else None,
                 sweep=sweep,
+                sources=sources,
             )
             return {"verdict": done.results["verdict"]["sentence"]}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regrow.arms import PLAIN
+from regrow.data import read_general
 from regrow.errors import ModelError, RecipeError
 from regrow.recipe import Recipe
 
@@ -45,6 +46,8 @@ def check_recipe(recipe: Recipe, model: ResolvedModel) -> None:
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
     if tokenizer.chat_template and set(recipe.arm_ratios()) - {PLAIN}:
         derive_turns(tokenizer)
+    if recipe.data.general:
+        read_general(recipe)
     check_trackers(recipe.train)
     with tempfile.TemporaryDirectory() as nowhere:
         make_arguments(recipe.train, Path(nowhere) / "checkpoints", recipe.seed)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from regrow.arms import INTERPOLATE, PLAIN, REPLAY, at_ratio
+from regrow.arms import GENERAL, INTERPOLATE, PLAIN, REPLAY, at_ratio
 from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
@@ -48,6 +48,9 @@ class DataConfig(Section):
     They are never trained on."""
     max_rows: int | None = Field(default=None, ge=2)
     """Use only the first rows, for a trial."""
+    general: str = ""
+    """General data of your own (a file, a folder or a hub name), to compare with: a model more is trained, with as
+    much replay drawn from it as the others have grown. It has the ordinary loss."""
     quality: QualityConfig = QualityConfig()
     """Train only on the rows that read most like a reference text."""
 
@@ -59,9 +62,10 @@ class Recipe(Section):
     """All randomness of the run comes from it."""
     compare: bool = True
     """Also train on your data alone, so that the report can show what replay saved. Costs one more training."""
-    arms: list[Literal["sft", "regrow", "interpolate"]] | None = None
-    """Which arms to show beside the base; leave out for `regrow` (and `sft` with compare). `interpolate` is half-way
-    between the base and `sft`: the alternative that costs no training, only an evaluation."""
+    arms: list[Literal["sft", "regrow", "general", "interpolate"]] | None = None
+    """Which arms to show beside the base; leave out for `regrow` (`sft` too with compare, `general` too with
+    data.general). `general` replays your own general data. `interpolate` is half-way between the base and `sft`: the
+    alternative that costs no training, only an evaluation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     probe: ProbeConfig = ProbeConfig()
@@ -82,6 +86,17 @@ class Recipe(Section):
                 raise ValueError("arms: `interpolate` is made out of `sft`; name both")
             if self.train.method == "lora" and not self.train.merge_adapter:
                 raise ValueError("arms: `interpolate` needs whole models; set train.merge_adapter: true")
+        return self
+
+    @model_validator(mode="after")
+    def _can_compare_general_data(self) -> Recipe:
+        named = GENERAL in (self.arms or [])
+        if named and not self.data.general:
+            raise ValueError("arms: `general` needs data.general, the file to replay")
+        if self.data.general and self.arms is not None and not named:
+            raise ValueError("data.general is replayed by the arm `general`; name it in arms, or leave arms out")
+        if self.data.general and self.train.mixture.controller != "none":
+            raise ValueError("data.general is compared at a fixed ratio, with train.mixture.controller: none")
         return self
 
     @model_validator(mode="after")
@@ -110,10 +125,14 @@ class Recipe(Section):
     def arm_ratios(self) -> dict[str, float]:
         """The arms to train, plain SFT first, and the replay ratio of each."""
         if self.sweep.replay_ratios:
-            return {at_ratio(r): r for r in self.sweep.replay_ratios}
-        wanted = self.arms if self.arms is not None else [PLAIN, REPLAY] if self.compare else [REPLAY]
+            sources = (False, True) if self.data.general else (False,)
+            return {at_ratio(r, general=general): r for general in sources for r in self.sweep.replay_ratios}
         ratios = {PLAIN: 0.0, REPLAY: self.mix.replay_ratio}
-        return {arm: ratio for arm, ratio in ratios.items() if arm in wanted}
+        if self.data.general:
+            ratios[GENERAL] = self.mix.replay_ratio
+        if self.arms is not None:
+            return {arm: ratio for arm, ratio in ratios.items() if arm in self.arms}
+        return {arm: ratio for arm, ratio in ratios.items() if arm != PLAIN or self.compare}
 
     def epochs_of(self, arm: str) -> float:
         """Passes of an arm over the user's data."""

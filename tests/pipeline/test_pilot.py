@@ -14,7 +14,7 @@ from regrow.cli import build_app
 from regrow.cost import estimate
 from regrow.errors import DataError, RecipeError
 from regrow.loops.pilot import PILOT_ROWS, apply_choice, choose, pilot_recipe, pilot_rows, topic_shares, with_pilot
-from regrow.pipeline import planned
+from regrow.plan import planned
 from regrow.recipe import DataConfig, load_recipe, parse_recipe
 from regrow.rows.row import Row
 from regrow.runs import read_manifest

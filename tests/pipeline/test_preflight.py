@@ -10,7 +10,8 @@ import pytest
 
 from regrow.cost import estimate
 from regrow.errors import DataError, ModelError, RecipeError, RegrowError, RunError
-from regrow.pipeline import grow_budget, run
+from regrow.pipeline import run
+from regrow.plan import grow_budget
 from regrow.recipe import Recipe, parse_recipe
 from regrow.runs import read_manifest
 

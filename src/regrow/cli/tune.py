@@ -11,6 +11,13 @@ from regrow.cli.common import RecipeFile, ResumeOption, Seed, Sets, resume_mode,
 
 RATIOS = "0,0.01,0.05,0.1,0.2,0.4"
 Method = Annotated[str | None, typer.Option(help="full or lora.")]
+General = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="General data of your own, to compare with: also train with replay drawn from it, as much as grown.",
+    ),
+]
 Epochs = Annotated[float | None, typer.Option(help="Passes over your data.")]
 
 
@@ -40,6 +47,7 @@ def tune(
             "corpus, and says why.",
         ),
     ] = False,
+    general: General = None,
     method: Method = None,
     epochs: Epochs = None,
     seed: Seed = None,
@@ -62,6 +70,7 @@ def tune(
         model__model_name_or_path=model,
         data__path=data,
         compare=compare,
+        data__general=general,
         mix__replay_ratio=replay_ratio,
         train__method=method,
         train__num_train_epochs=epochs,
@@ -84,6 +93,7 @@ def sweep(
             "--equal-tokens", help="As many training tokens for all: less replay means more passes over your data."
         ),
     ] = None,
+    general: General = None,
     method: Method = None,
     epochs: Epochs = None,
     seed: Seed = None,
@@ -101,6 +111,7 @@ def sweep(
         "data__path": data,
         "sweep__replay_ratios": _numbers(replay_ratios) if replay_ratios is not None else None,
         "sweep__equal_tokens": equal_tokens,
+        "data__general": general,
         "train__method": method,
         "train__num_train_epochs": epochs,
         "seed": seed,

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from regrow.arms import main_arm
 from regrow.errors import RunError
 from regrow.evaluate.saved import Saved
 from regrow.evaluate.seeds import over_seeds
 from regrow.evaluate.stats import unseen_change
-from regrow.evaluate.verdict import main_arm, too_few
+from regrow.evaluate.verdict import too_few
 
 Outcome = Literal["passed", "undecided", "failed"]
 
@@ -132,7 +133,7 @@ def judge(runs: Sequence[Saved], limits: Limits, *, suites: Sequence[str] = (), 
     if limits == Limits():
         raise RunError("no limit is given", where="regrow gate", hint="--max-forgetting 2, --min-gain 5")
     found = over_seeds(runs) if len(runs) > 1 else runs[0].results
-    judged = arm or main_arm(found["arms"], found.get("sweep"))
+    judged = arm or main_arm(found["arms"], (found.get("sweep") or {}).get("arm"))
     if judged is None or judged == "base" or judged not in found["arms"]:
         raise RunError(f"there is no trained model '{judged}' in this evaluation", where=where,
                        hint=f"It has: {', '.join(found['arms'][1:]) or 'only the base'}.")  # fmt: skip

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regrow.arms import PLAIN
+from regrow.arms import PLAIN, at_ratio, is_general
 from regrow.evaluate.config import EvalConfig
-from regrow.evaluate.stats import bootstrap_means, percentile_interval, unseen_change
+from regrow.evaluate.sources import paired
 from regrow.evaluate.tables import SuiteTable
 from regrow.evaluate.verdict import amount_text, bounds_text, too_few
 
@@ -24,7 +24,8 @@ class Sweep:
     """What is compared.
 
     Attributes:
-        ratios: Trained arm -> replay ratio; plain SFT with 0 among them.
+        ratios: Trained arm -> replay ratio; plain SFT with 0 among them. Arms with general data are set beside the
+            others and not recommended.
         margin: A difference that does not matter, in points.
         margin_nats: The same where a suite is measured in nats per token.
     """
@@ -59,9 +60,10 @@ def compare_ratios(
         ``rule``, ``arm`` and ``ratio`` recommended (None when there is none), ``sentence``, ``notes``, ``on``
         (``gain`` and ``forgetting``: ``suite``, ``unit``, ``margin``), and ``arms``: arm -> ``ratio``, ``gain`` and
         ``forgetting`` (against the base, positive as named), ``above`` (what it forgets above the arm named in
-        ``than``, the one of the largest upper bound) and ``below_plain`` (gain below plain SFT's), each with
-        ``value`` and ``ci``, whether it ``keeps`` and ``learns``, and whether it is on the ``front``: no other ratio
-        has both estimates at least as good and one better.
+        ``than``, the one of the largest upper bound; of an arm with general data the grown one of its ratio) and
+        ``below_plain`` (gain below plain SFT's), each with ``value`` and ``ci``, ``source`` of its replay (``grown``
+        or ``general``), whether it ``keeps`` and ``learns``, and whether it is on the ``front``: no other arm has both
+        estimates at least as good and one better.
     """
     out: dict[str, Any] = {"rule": RULE, "arm": None, "ratio": None, "notes": [], "arms": {}}
     gain, lost = results["gain"], results["forgetting"]
@@ -78,13 +80,16 @@ def compare_ratios(
         for what, t, suite in (("gain", gained, on_gain), ("forgetting", kept, on_lost))
     }
     margin, given_up = out["on"]["forgetting"]["margin"], out["on"]["gain"]["margin"] or 0.0
-    arms = sorted(sweep.ratios, key=lambda a: sweep.ratios[a])
+    arms = sorted(sweep.ratios, key=lambda a: (is_general(a), sweep.ratios[a]))
+    grown = [a for a in arms if not is_general(a)]
     for arm in arms:
-        against = [{"than": a, **_paired(kept, arm, a, worse, cfg, seed)} for a in arms if a != arm]
+        others = [at_ratio(sweep.ratios[arm])] if is_general(arm) else [a for a in grown if a != arm]
+        against = [{"than": a, **paired(kept, arm, a, worse, cfg, seed)} for a in others]
         above = max(against, key=lambda d: d["ci"][1])
-        below = _paired(gained, arm, PLAIN, less, cfg, seed)
+        below = paired(gained, arm, PLAIN, less, cfg, seed)
         out["arms"][arm] = {
             "ratio": sweep.ratios[arm],
+            "source": "general" if is_general(arm) else "grown",
             "gain": {k: gain[arm][k] for k in ("value", "ci")},
             "forgetting": {k: lost[arm][k] for k in ("value", "ci")},
             "above": above,
@@ -93,19 +98,7 @@ def compare_ratios(
             "learns": gain[arm]["ci"][0] > 0 and below["ci"][0] <= given_up,
             "front": _on_front(arm, arms, gain, lost),
         }
-    return out | _recommend(out, on_lost["n"])
-
-
-def _paired(t: SuiteTable, arm: str, other: str, sign: float, cfg: EvalConfig, seed: int) -> dict[str, Any]:
-    """``sign`` times the mean difference of two arms over the same items, with its interval."""
-    change = sign * (t.column(arm) - t.column(other))
-    draws = bootstrap_means(change, cfg.bootstrap, seed)[:, 0]
-    interval = percentile_interval(float(change.mean()), draws, cfg.confidence)
-    low, high = interval.low + 0.0, interval.high + 0.0
-    if low == high == 0 and t.unit(t.primary) == "share":
-        high = unseen_change(len(change), cfg.confidence)
-        low = -high
-    return {"value": interval.value + 0.0, "ci": [low, high]}
+    return out | _recommend(out, {a: out["arms"][a] for a in grown}, on_lost["n"])
 
 
 def _on_front(arm: str, arms: Sequence[str], gain: dict[str, Any], lost: dict[str, Any]) -> bool:
@@ -114,9 +107,9 @@ def _on_front(arm: str, arms: Sequence[str], gain: dict[str, Any], lost: dict[st
     return not any(o[0] >= mine[0] and o[1] >= mine[1] and o != mine for o in others)
 
 
-def _recommend(found: dict[str, Any], n: int) -> dict[str, Any]:
+def _recommend(found: dict[str, Any], arms: dict[str, Any], n: int) -> dict[str, Any]:
     """The rule, in results and in words."""
-    arms, on = found["arms"], found["on"]
+    on = found["on"]
     unit, suite = on["forgetting"]["unit"], on["forgetting"]["suite"]
     if on["forgetting"]["margin"] is None:
         why = f"forgetting on {suite} is measured in neither points nor nats, so there is no margin for it"

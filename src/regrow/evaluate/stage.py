@@ -21,6 +21,7 @@ from regrow.evaluate.lost import LEAST_ITEMS, Encodes, lost_topics, read_branche
 from regrow.evaluate.measure import Arm, Loaded, load_arm, measure
 from regrow.evaluate.ratios import Sweep, compare_ratios
 from regrow.evaluate.served import Served, ServedModel, connect
+from regrow.evaluate.sources import compare_sources
 from regrow.evaluate.stats import POWER
 from regrow.evaluate.suites import facts, instructions, lm_eval, refusals
 from regrow.evaluate.suites.heldout import heldout_items
@@ -174,6 +175,7 @@ def evaluate(
     encoder: Callable[[], Encodes | None] | None = None,
     corpus: Path | None = None,
     sweep: Sweep | None = None,
+    sources: Sequence[tuple[str, str]] = (),
 ) -> EvalSummary:
     """Score all arms on the same items and write ``out/records.jsonl`` and ``out/results.json``.
 
@@ -194,6 +196,7 @@ def evaluate(
             one that gives None, leaves that out.
         corpus: The corpus that was replayed; then each topic is laid beside its branches.
         sweep: The arms differ in their replay ratio; one is recommended.
+        sources: An arm with grown replay and one with as much general data, to be compared.
 
     Raises:
         DataError: There is nothing to evaluate, or an item cannot be put before a model.
@@ -249,8 +252,10 @@ def evaluate(
     flat = [r for rows in zip(*records.values(), strict=True) for r in rows]
     pool = next((i.meta["pool"] for i in wanted if "pool" in i.meta), None)
     results = summarise(flat, list(paths), cfg, seed=seed, noise=noise, pool=pool, higher=higher, judged_by=judged_by)
+    by_suite = tables(flat, list(paths), higher, judged_by) if sweep is not None or sources else []
+    if sources:
+        results["sources"] = compare_sources(by_suite, results, sources, cfg, seed=seed)
     if sweep is not None:
-        by_suite = tables(flat, list(paths), higher, judged_by)
         results["sweep"] = compare_ratios(by_suite, results, sweep, cfg, seed=seed)
     results["verdict"] = verdict(results, cfg.confidence)
     results["lost_topics"] = _lost_topics(results, flat, wanted, encoder, corpus, seed)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from regrow.arms import BASE, PLAIN, REPLAY, ratio_in
+from regrow.arms import BASE, GENERAL, PLAIN, REPLAY, is_general, main_arm, ratio_in
 
-NAMES = {BASE: "the base", PLAIN: "plain SFT", REPLAY: "the model with replay"}
+NAMES = {BASE: "the base", PLAIN: "plain SFT", REPLAY: "the model with replay",
+         GENERAL: "the model with general data"}  # fmt: skip
 MOVED = 0.1
 """Nats per token. The divergence from the base on its own dialogues is above zero for every trained model, so being
 significant says nothing; from this lower bound on it counts as harm. A tenth of a nat makes each token about a tenth
@@ -27,7 +28,7 @@ nothing that a user would notice. Our choice."""
 
 def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
     """``sentence``, ``level``, ``arm`` and ``notes`` for results that have no verdict yet."""
-    arm = main_arm(results["arms"], results.get("sweep"))
+    arm = main_arm(results["arms"], (results.get("sweep") or {}).get("arm"))
     if arm is None:
         return {"sentence": "Only the base was evaluated; there is nothing to compare.", "level": "no-change",
                 "arm": None, "notes": []}  # fmt: skip
@@ -44,15 +45,9 @@ def verdict(results: dict[str, Any], confidence: float) -> dict[str, Any]:
 
 def _name(arm: str) -> str:
     ratio = ratio_in(arm)
-    return NAMES.get(arm, f"'{arm}'") if ratio is None else f"the model with {100 * ratio:g} % replay"
-
-
-def main_arm(arms: list[str], sweep: dict[str, Any] | None = None) -> str | None:
-    """The arm the verdict is about: the ratio that a sweep recommends, else the one with replay, else the last."""
-    trained = [a for a in arms if a != BASE]
-    if sweep and sweep.get("arm") in trained:
-        return str(sweep["arm"])
-    return REPLAY if REPLAY in trained else (trained[-1] if trained else None)
+    if ratio is None:
+        return NAMES.get(arm, f"'{arm}'")
+    return f"the model with {100 * ratio:g} % {'general data' if is_general(arm) else 'replay'}"
 
 
 def harmed(suite: dict[str, Any], arm: str) -> bool:
@@ -159,6 +154,9 @@ def _notes(results: dict[str, Any], arm: str, confidence: float) -> list[str]:
         notes.append(_measured(name, suite, arm, sure) + ".")
     if left := results["remaining"].get(arm):
         notes.append(_remaining(results, left, arm, sure))
+    notes += [
+        pair["sentence"] for pair in results.get("sources", ()) if pair["grown"] == arm and "sweep" not in results
+    ]
     for name, suite in suites.items():
         floor, diff = suite["noise_floor"], suite["differences"][arm]["vs_base"]
         if floor and floor["flips"]:

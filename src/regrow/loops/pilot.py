@@ -218,6 +218,7 @@ def apply_choice(recipe: Recipe, chosen: Mapping[str, Any]) -> Recipe:
     else:
         options["arms"] = [PLAIN, *([INTERPOLATE] if INTERPOLATE in (recipe.arms or []) else [])]
         options["regrowth.tokens"] = 0
+        options["data.general"] = ""  # nothing is replayed
         options["train.mixture.controller"] = "none"
     if chosen["quota"]:
         options |= {

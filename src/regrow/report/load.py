@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, ratio_in
+from regrow.arms import BASE, GENERAL, INTERPOLATE, PLAIN, REPLAY, is_general, main_arm, ratio_in
 from regrow.errors import RunError
 
-ARM_NAMES = {BASE: "Base model", PLAIN: "Plain SFT", REPLAY: "Regrow", INTERPOLATE: "Half-way to base"}
+ARM_NAMES = {BASE: "Base model", PLAIN: "Plain SFT", REPLAY: "Regrow", GENERAL: "General data",
+             INTERPOLATE: "Half-way to base"}  # fmt: skip
 MAX_RECIPE_CHARS = 60_000
 
 
@@ -56,11 +57,7 @@ class RunData:
     @property
     def main_arm(self) -> str | None:
         """The arm that the page is about: the ratio that a sweep recommends, else ``regrow``, else the last."""
-        trained = [a for a in self.arms if a != BASE]
-        chosen = ((self.results or {}).get("sweep") or {}).get("arm")
-        if chosen in trained:
-            return str(chosen)
-        return REPLAY if REPLAY in trained else (trained[-1] if trained else None)
+        return main_arm(self.arms, ((self.results or {}).get("sweep") or {}).get("arm"))
 
     def stage(self, name: str) -> dict[str, Any]:
         """The manifest's record of a stage; empty when it did not run."""
@@ -71,7 +68,9 @@ class RunData:
 def arm_name(arm: str) -> str:
     """The name of an arm for readers."""
     ratio = ratio_in(arm)
-    return ARM_NAMES.get(arm, arm) if ratio is None else f"{100 * ratio:g}\N{NO-BREAK SPACE}% replay"
+    if ratio is None:
+        return ARM_NAMES.get(arm, arm)
+    return f"{100 * ratio:g}\N{NO-BREAK SPACE}% {'general data' if is_general(arm) else 'replay'}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from regrow.report import charts, numbers
 from regrow.report.load import RunData, arm_name
 from regrow.report.numbers import is_number
 
-CHOSEN_STYLE, REPLAY_STYLE, PLAIN_STYLE = 4, 2, 1
+CHOSEN_STYLE, REPLAY_STYLE, PLAIN_STYLE, GENERAL_STYLE = 4, 2, 1, 3
 HEADS = ("replay ratio", "realised", "tokens", "learned", "than plain SFT", "forgot", "more than", "")
 
 
@@ -30,12 +30,16 @@ def sweep(run: RunData) -> dict[str, Any] | None:
     units = [str(o.get("unit") or "score") for o in on]
     return {
         "sentence": str(found.get("sentence") or "The sweep says nothing."),
-        "notes": [str(n) for n in found.get("notes") or []],
+        "notes": [str(n) for n in (*(found.get("notes") or []), *_beside_general(run.results or {}))],
         "units": [numbers.change_unit(u) for u in units],
         "suites": [str(o.get("suite") or "") for o in on],
         "rows": [_row(run, arm, facts, units, arm == found.get("arm")) for arm, facts in arms.items()],
         "chart": _chart(arms, found.get("arm"), units) if arms else None,
     }
+
+
+def _beside_general(results: dict[str, Any]) -> list[str]:
+    return [pair["sentence"] for pair in results.get("sources") or [] if isinstance(pair, dict)]
 
 
 def text(run: RunData) -> list[str]:
@@ -72,7 +76,7 @@ def _row(run: RunData, arm: str, facts: dict[str, Any], units: list[str], chosen
     realised = (mix.get("realised") or {}).get("tokens")
     above = facts.get("above") or {}
     return {
-        "ratio": _percent(facts.get("ratio")),
+        "ratio": _label(facts),
         "realised": numbers.level(realised, "share"),
         "tokens": numbers.integer(sum(n for n in counts if is_number(n)) if mix else None),
         "gain": _cell(facts.get("gain"), units[0]),
@@ -83,6 +87,11 @@ def _row(run: RunData, arm: str, facts: dict[str, Any], units: list[str], chosen
         "front": bool(facts.get("front")),
         "chosen": chosen,
     }
+
+
+def _label(facts: dict[str, Any]) -> str:
+    """The replay ratio of an arm, and where its replay is from unless it is grown."""
+    return _percent(facts.get("ratio")) + (" general data" if facts.get("source") == "general" else "")
 
 
 def _percent(ratio: Any) -> str:
@@ -102,6 +111,12 @@ def _turned(effect: Any) -> dict[str, Any]:
     return {"value": -effect["value"] + 0.0, "ci": [-high + 0.0, -low + 0.0]}
 
 
+def _style(arm: str, facts: dict[str, Any], chosen: Any) -> int:
+    if facts.get("source") == "general":
+        return GENERAL_STYLE
+    return CHOSEN_STYLE if arm == chosen else PLAIN_STYLE if arm == PLAIN else REPLAY_STYLE
+
+
 def _chart(arms: dict[str, Any], chosen: Any, units: list[str]) -> Markup:
     """Learned (x) against kept (y), both against the base."""
     sx, sy = (numbers.scale_of(u) for u in units)
@@ -109,13 +124,13 @@ def _chart(arms: dict[str, Any], chosen: Any, units: list[str]) -> Markup:
     front, told = [], []
     for arm, facts in arms.items():
         gain, kept = facts["gain"], _turned(facts["forgetting"])
-        label = _percent(facts["ratio"])
+        label = _label(facts)
         if facts.get("front"):
             front.append(len(points))
         points.append(
             charts.Point(
                 f"{label} (recommended)" if arm == chosen else label,
-                CHOSEN_STYLE if arm == chosen else PLAIN_STYLE if arm == PLAIN else REPLAY_STYLE,
+                _style(arm, facts, chosen),
                 gain["value"] * sx,
                 kept["value"] * sy,
                 (gain["ci"][0] * sx, gain["ci"][1] * sx),

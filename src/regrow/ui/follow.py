@@ -18,7 +18,7 @@ from anyio.to_thread import run_sync
 
 from regrow.errors import RegrowError
 from regrow.grow.browse import Mark
-from regrow.pipeline import planned
+from regrow.plan import planned
 from regrow.recipe import load_recipe
 from regrow.report.numbers import is_number
 from regrow.runs import EVENTS

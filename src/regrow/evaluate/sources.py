@@ -1,0 +1,80 @@
+"""Grown replay against as much of the user's own general data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from regrow.arms import ratio_in
+from regrow.evaluate.config import EvalConfig
+from regrow.evaluate.stats import bootstrap_means, percentile_interval, unseen_change
+from regrow.evaluate.tables import SuiteTable
+from regrow.evaluate.verdict import amount_text, bounds_text
+
+
+def compare_sources(
+    found: Sequence[SuiteTable],
+    results: dict[str, Any],
+    pairs: Sequence[tuple[str, str]],
+    cfg: EvalConfig,
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Set arms with grown replay beside those with as much general data.
+
+    Args:
+        found: All arms on the same items.
+        results: What `regrow.evaluate.summary.summarise` made of them; says which suites gain and forgetting are of.
+        pairs: An arm with grown replay and the one with general data.
+        cfg: Resamples, confidence.
+        seed: Of the resampling.
+
+    Returns:
+        One a pair: ``grown``, ``general``, and of what was measured ``gain`` (how much more the grown arm learned) and
+        ``forgetting`` (how much less it forgot), each with ``suite``, ``unit``, ``value`` and ``ci``; paired intervals
+        over items. ``sentence`` says it.
+    """
+    tables = {t.name: t for t in found}
+    out = []
+    for grown, general in pairs:
+        told: dict[str, Any] = {"grown": grown, "general": general}
+        for what in ("gain", "forgetting"):
+            if not results[what]:
+                continue
+            suite = results[what][grown]["suite"]
+            sign = 1.0 if results["suites"][suite]["higher_is_better"] else -1.0
+            difference = paired(tables[suite], grown, general, sign, cfg, seed)
+            told[what] = {"suite": suite, "unit": results["suites"][suite]["unit"], **difference}
+        out.append({**told, "sentence": _sentence(told)})
+    return out
+
+
+def paired(t: SuiteTable, arm: str, other: str, sign: float, cfg: EvalConfig, seed: int) -> dict[str, Any]:
+    """``sign`` times the mean difference of two arms over the same items, with its interval."""
+    change = sign * (t.column(arm) - t.column(other))
+    draws = bootstrap_means(change, cfg.bootstrap, seed)[:, 0]
+    interval = percentile_interval(float(change.mean()), draws, cfg.confidence)
+    low, high = interval.low + 0.0, interval.high + 0.0
+    if low == high == 0 and t.unit(t.primary) == "share":
+        high = unseen_change(len(change), cfg.confidence)
+        low = -high
+    return {"value": interval.value + 0.0, "ci": [low, high]}
+
+
+def _sentence(told: dict[str, Any]) -> str:
+    ratio = ratio_in(told["grown"])
+    clauses = []
+    for what, more, less in (("gain", "learned {} more", "learned {} less"),
+                             ("forgetting", "forgot {} less", "forgot {} more")):  # fmt: skip
+        if what not in told:
+            continue
+        (low, high), unit, suite = told[what]["ci"], told[what]["unit"], told[what]["suite"]
+        if low > 0 or high < 0:
+            least, most = sorted((abs(low), abs(high)))
+            amount = bounds_text(least, most, unit)
+            clauses.append(f"{(more if low > 0 else less).format(amount)} on {suite}")
+        else:
+            widest = amount_text(max(abs(low), abs(high)), unit)
+            clauses.append(f"no difference on {suite} that can be told from chance (at most {widest})")
+    at = f" at {100 * ratio:g} %" if ratio is not None else ""
+    return f"Grown replay{at}, against as much of your general data: {'; '.join(clauses) or 'not measured'}."
