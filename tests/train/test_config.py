@@ -178,6 +178,42 @@ def test_replay_weight_is_that_of_the_rows(tiny_model_dir, tmp_path):
         assert largest_difference(quarter.model_path, whole.model_path) > 1e-6
 
 
+def test_an_even_weight_makes_replay_as_much_of_the_loss_as_of_the_tokens(tiny_model_dir, tmp_path, capsys):
+    rows = random_rows(16)
+    for row in rows:  # answers of two tokens beside replay that is trained whole
+        last = len(row["input_ids"]) - 2
+        row["loss_weights"] = [1.0 if row["source"] == "replay" or i >= last else 0.0 for i in range(last + 2)]
+    found = {name: [r for r in rows if r["source"] == name] for name in ("domain", "replay")}
+    tokens = {name: sum(len(r["input_ids"]) for r in some) for name, some in found.items()}
+    loss = {
+        "domain": 2 * len(found["domain"]),
+        "replay": tokens["replay"] - len(found["replay"]),
+    }  # not the first ones
+    weight = tokens["replay"] / tokens["domain"] * loss["domain"] / loss["replay"]
+    assert (
+        weight * loss["replay"] / loss["domain"] == pytest.approx(tokens["replay"] / tokens["domain"]) and weight < 1
+    )
+    mix = write_mix(tmp_path / "mix", rows)
+    even = run(tiny_model_dir, mix, tmp_path / "even", learning_rate=1e-2, replay_weight="even")
+    assert f"a replay token counts {weight:.3g} in the loss" in capsys.readouterr().err
+    assert even.replay_weight == pytest.approx(weight)
+    given = run(tiny_model_dir, mix, tmp_path / "given", learning_rate=1e-2, replay_weight=even.replay_weight)
+    assert largest_difference(even.model_path, given.model_path) == 0
+    capsys.readouterr()
+    whole = run(tiny_model_dir, mix, tmp_path / "whole", learning_rate=1e-2)
+    assert largest_difference(even.model_path, whole.model_path) > 1e-6 and whole.replay_weight == 1.0
+    said = capsys.readouterr().err
+    assert "train.replay_weight=even would make it" in said
+    assert f"replay is {tokens['replay'] / sum(tokens.values()):.0%} of the tokens" in said
+    assert f"and {loss['replay'] / sum(loss.values()):.0%} of the loss" in said
+
+
+def test_without_replay_there_is_nothing_to_weigh(tiny_model_dir, tmp_path, capsys):
+    rows = [r for r in random_rows(16) if r["source"] == "domain"]
+    alone = run(tiny_model_dir, write_mix(tmp_path / "mix", rows), tmp_path / "out", replay_weight="even")
+    assert alone.replay_weight is None and "replay" not in capsys.readouterr().err
+
+
 def test_bf16_autocast_changes_the_arithmetic_not_the_format(tiny_model_dir, mix, tmp_path):
     import torch
 

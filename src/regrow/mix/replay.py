@@ -14,6 +14,16 @@ def wanted(amount: float, replay_ratio: float) -> float:
     return replay_ratio / (1.0 - replay_ratio) * amount
 
 
+def even_weight(tokens: float, loss: float, replay_tokens: float, replay_loss: float) -> float:
+    """What a replay token must count so that replay is as much of the loss as it is of the tokens.
+
+    Args:
+        tokens, loss: Tokens of the user's rows, and the weight in the loss of those that are trained.
+        replay_tokens, replay_loss: Likewise of replay. Without any the weight is 1.
+    """
+    return replay_tokens * loss / (tokens * replay_loss) if tokens and replay_loss else 1.0
+
+
 def choose(
     sizes: Sequence[int],
     topics: Sequence[str],

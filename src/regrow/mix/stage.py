@@ -17,7 +17,7 @@ import numpy.typing as npt
 from regrow.errors import DataError, ModelError
 from regrow.mix.config import MixConfig
 from regrow.mix.grown import GrownRows
-from regrow.mix.replay import choose, domain_order, interleave, wanted
+from regrow.mix.replay import choose, domain_order, even_weight, interleave, wanted
 from regrow.mix.table import Shelf, batches, record, schema, shelve, write_parquet
 from regrow.mix.tokenize import TokenRow, cut_to_pieces, encode, encode_text, is_text, shorten
 from regrow.mix.trees import Bundle, alone, bundle
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from regrow.models.turns import Turns
 
 SCRATCH = ".scratch"
-MOSTLY_REPLAY, LIGHT = 0.5, 1 / 3
-"""With more of the trained tokens replay than this, and an even weight below that, the run says so. Our choice."""
 SHORT_OF = 0.98
 """Below this share of the replay asked for, the run says that the corpus was too small."""
 
@@ -72,8 +70,8 @@ class MixSummary:
     @property
     def even_weight(self) -> float:
         """The ``train.replay_weight`` with which replay is as much of the loss as it is of the tokens."""
-        tokens, trained = self.realised["tokens"], self.realised["train_tokens"]
-        return tokens * (1 - trained) / ((1 - tokens) * trained) if trained and tokens < 1 else 1.0
+        yours, grown = self.domain, self.replay
+        return even_weight(yours["tokens"], yours["train_tokens"], grown["tokens"], grown["train_tokens"])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON shape."""
@@ -279,12 +277,6 @@ def mix(
         topk=replay.topk if replay else 0,
     )
     atomic_write_text(out / "mix.json", json.dumps(summary.to_dict(), indent=1) + "\n")
-    if summary.realised["train_tokens"] > MOSTLY_REPLAY and summary.even_weight < LIGHT:
-        share, trained = summary.realised["tokens"], summary.realised["train_tokens"]
-        note(
-            f"mix: replay is {share:.0%} of the tokens and {trained:.0%} of the trained ones, as your answers are "
-            f"shorter; train.replay_weight={summary.even_weight:.2g} would make it {share:.0%} of the loss too"
-        )
     return summary
 
 

@@ -110,6 +110,10 @@ class TokenRows:
         """Replay documents that carry a top-k."""
         self.n_replay = 0
         """Replay documents."""
+        self.tokens = {"domain": 0.0, "replay": 0.0}
+        """Tokens by source, after the cut."""
+        self.loss = {"domain": 0.0, "replay": 0.0}
+        """Their weights in the loss, summed."""
         self.max_id = 0
         """Largest token id."""
         self.kept: list[int] = []
@@ -170,7 +174,9 @@ class TokenRows:
                 if bad.any():
                     where = f"{path}, row {start - first + int(bad.argmax())}"
                     raise RunError(f"a token row must have {what}", where=where, hint="run `regrow mix` again")
-            trained = np.bincount(row_of, (weights > 0) & (position >= 1) & (position < self.max_length), len(n)) > 0
+            counts = (position >= 1) & (position < self.max_length)
+            loss = np.bincount(row_of, weights * counts, len(n))
+            trained = loss > 0
             self.n_cut += int((n > self.max_length).sum())
             self.n_untrained += int((~trained).sum())
             for row, size in enumerate(n.tolist()):
@@ -182,6 +188,9 @@ class TokenRows:
             self.max_id = max(self.max_id, pc.max(pc.list_flatten(batch["input_ids"])).as_py() or 0)
             replay = np.array(batch["source"].to_pylist()) == "replay"
             self.n_replay += int((replay & trained).sum())
+            for source, rows in (("domain", ~replay & trained), ("replay", replay & trained)):
+                self.tokens[source] += int(np.minimum(n, self.max_length)[rows].sum())
+                self.loss[source] += float(loss[rows].sum())
             if self.topk:
                 has_topk = pc.list_value_length(batch["topk_ids"]).to_numpy(zero_copy_only=False) > 0
                 self.n_with_topk += int((has_topk & replay & trained).sum())

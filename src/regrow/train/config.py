@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -163,10 +163,10 @@ class TrainConfig(Section):
     """Loss on replay tokens. ``hard``: cross-entropy on the sampled token (the paper). ``soft``: KL from the base
     model's stored top-k to the student. ``auto``: soft where the replay carries that top-k, else hard; a whole run
     grows it with 32. Domain tokens always have cross-entropy."""
-    replay_weight: float = Field(default=1.0, gt=0)
-    """What a trained replay token counts in the loss, where one of yours counts 1. Below 1 when your answers are far
-    shorter than the replay's, so that nearly all trained tokens are replay (``mix.json`` says how many are) and your
-    data are learned more slowly. Our own setting."""
+    replay_weight: Annotated[float, Field(gt=0)] | Literal["even"] = 1.0
+    """What a trained replay token counts in the loss, where one of yours counts 1. Where your answers are far shorter
+    than the replay's, nearly all trained tokens are replay and your data are learned more slowly. ``even``: the weight
+    with which replay is as much of the loss as it is of the tokens; the run says what it is. Our own setting."""
     soft: SoftReplaySection = SoftReplaySection()
     """Settings of the soft loss; not read with ``replay_loss: hard``."""
     mixture: MixtureSection = MixtureSection()

@@ -15,11 +15,11 @@ from regrow.progress import note
 from regrow.train import network
 from regrow.train.checkpoints import check_room, disk_errors, fingerprint, newest_complete, read_marker
 from regrow.train.config import TrainConfig
+from regrow.train.opening import open_rows, tell_about_trees
 from regrow.train.save import save_midway, save_trained
 from regrow.train.summary import SUMMARY, TrainSummary, finished, versions
 
 if TYPE_CHECKING:
-    from regrow.train.batches import TokenRows
     from regrow.train.pause import Part, Paused, Stop
     from regrow.train.trainer import RegrowTrainer
 
@@ -185,9 +185,7 @@ def _train(
 
     arguments = make_arguments(cfg, out / "checkpoints", seed, run_name=label)
     processes = PartialState()
-    rows, watched, cfg = _open_rows(mix_file, cfg, out, label, parts)
-    if processes.is_main_process:
-        _tell_about(rows, cfg)
+    rows, watched, cfg = open_rows(mix_file, cfg, out, label, parts, quiet=start is not None)
     set_seed(seed)  # adapters are drawn from it
     model = network.load_model(model_dir, cfg, bf16=use_bf16(cfg))
     longest = max((n for some in (rows, watched) if some is not None for n in some.lengths), default=0)
@@ -210,7 +208,7 @@ def _train(
     )
     trees = [len(unit) for unit in rows.units if len(unit) > 1]
     if processes.is_main_process and trees:
-        _tell_about_trees(rows, trees, trainer.no_trees)
+        tell_about_trees(rows, trees, trainer.no_trees)
     fit_trackers(trainer, out / EVENTS, anew=start is None)
     with ExitStack() as stack:
         trainer.add_callback(LogFile(out / "log.jsonl"))
@@ -259,45 +257,8 @@ def _train(
         gaps={} if trainer.monitor is None else trainer.monitor.gaps(),
         realised=trainer.replay_drawn(),
         replay_loss=cfg.replay_loss if rows.n_replay else None,
+        replay_weight=float(cfg.replay_weight) if rows.n_replay else None,
     )
-
-
-def _open_rows(
-    mix_file: Path, cfg: TrainConfig, out: Path, label: str, parts: Sequence[Part]
-) -> tuple[TokenRows, TokenRows | None, TrainConfig]:
-    """The rows to train on, those that are only measured, and the settings with the loss on replay decided.
-
-    Raises:
-        RunError: Soft replay was asked for, and no replay row carries a top-k.
-    """
-    from accelerate import PartialState
-
-    from regrow.train.batches import TokenRows, has_topk_columns
-    from regrow.train.pause import watched_file
-
-    processes = PartialState()
-    topk = cfg.replay_loss == "soft" or (cfg.replay_loss == "auto" and has_topk_columns(mix_file))
-    cache_dir = out / "checkpoints" / "cache"
-    watched = None
-    with processes.main_process_first():
-        added = [part.path for part in parts]
-        rows = TokenRows(mix_file, max_length=cfg.max_length, topk=topk, cache_dir=cache_dir, parts=added)
-        if (file := watched_file(mix_file)) is not None and processes.num_processes == 1:
-            watched = TokenRows(file, max_length=cfg.max_length, topk=False, cache_dir=cache_dir)
-        elif file is not None and processes.is_main_process:
-            note(f"training {label}: {file.name} is not measured, because several processes train")
-    bare = rows.n_replay and not rows.n_with_topk
-    if cfg.replay_loss == "auto":
-        cfg = cfg.model_copy(update={"replay_loss": "soft" if rows.n_with_topk else "hard"})
-        if bare and processes.is_main_process:
-            note(f"training {label}: hard replay, as no replay row carries the base model's top-k (train.replay_loss)")
-    if cfg.replay_loss == "soft" and bare:
-        raise RunError(
-            "train.replay_loss is soft, but no replay row carries the base model's top-k",
-            where=str(mix_file),
-            hint="grow with top-k log-probabilities, or set train.replay_loss to hard",
-        )
-    return rows, watched, cfg
 
 
 def _step(checkpoint: Path) -> int:
@@ -325,24 +286,6 @@ def _quiet_libraries() -> Iterator[None]:
             datasets.enable_progress_bars()
         if transformers_on:
             logging.enable_progress_bar()
-
-
-def _tell_about(rows: TokenRows, cfg: TrainConfig) -> None:
-    """Say what will not be trained as asked."""
-    if rows.n_cut:
-        note(f"{rows.n_cut} examples are longer than train.max_length={cfg.max_length} and lose their end")
-    if rows.n_untrained:
-        note(f"{rows.n_untrained} examples have no trained token left and are skipped")
-
-
-def _tell_about_trees(rows: TokenRows, trees: list[int], no_trees: str | None) -> None:
-    """Say what tree packing saves, or why it is not done."""
-    if no_trees is not None:
-        note(f"{sum(trees):,} dialogues of {len(trees):,} trees are trained one by one: {no_trees}")
-        return
-    tokens = sum(rows.lengths[i] for unit in rows.units if len(unit) > 1 for i in unit)
-    computed = sum(n for unit, n in zip(rows.units, rows.unit_lengths, strict=True) if len(unit) > 1)
-    note(f"{sum(trees):,} dialogues in {len(trees):,} trees: {tokens:,} tokens an epoch, {computed:,} computed")
 
 
 def _tokens_before(start: Path | None) -> int:

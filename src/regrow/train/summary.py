@@ -38,6 +38,7 @@ class TrainSummary:
         gaps: Domain -> stability gap (`regrow.train.monitor.Gap`) of its held-out loss, where there was a monitor.
         realised: Tokens of replay drawn by topic, over the whole training, with ``controller: forgetting``.
         replay_loss: ``hard`` or ``soft``, what the replay tokens had; None without replay.
+        replay_weight: What each of them counted; None without replay.
     """
 
     steps: int
@@ -62,6 +63,7 @@ class TrainSummary:
     gaps: dict[str, dict[str, Any]] = field(default_factory=dict)
     realised: dict[str, int] = field(default_factory=dict)
     replay_loss: str | None = None
+    replay_weight: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON shape; paths as strings."""

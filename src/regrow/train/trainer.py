@@ -76,7 +76,9 @@ class RegrowTrainer(SFTTrainer):  # type: ignore[misc]
                 "FlexAttention has no backward pass on a CPU", where="train.attn_implementation", hint="set it to sdpa"
             )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        collator = Collator(rows, pad_token_id=pad, replay_weight=cfg.replay_weight)
+        collator = Collator(
+            rows, pad_token_id=pad, replay_weight=float(cfg.replay_weight)
+        )  # a number: `even` was decided when the rows were opened
         # What a batch element is depends on what the model can do, and the model is asked once it is on its device.
         super().__init__(train_dataset=Dataset.from_dict({"documents": [[0]]}), data_collator=collator, **kwargs)
         collator.layout = choose_layout(self.model, model.config, packing=cfg.packing)
