@@ -27,10 +27,10 @@ RELATIONS = {
     "official language": r"The official language of .+ is$",
     "sport": r"The sport played by .+ is$",
 }
-TRAIN, DEV, TEST = 32, 8, 32
+TRAIN, DEV, TEST = 24, 8, 24
 """Facts of each relation."""
 SETTINGS: dict[str, Any] = {
-    "probe.mastery": {"prompts": 5, "shots": 4, "samples": 4, "max_new_tokens": 12},
+    "probe.mastery": {"prompts": 3, "shots": 4, "samples": 3, "max_new_tokens": 12, "engine": "openvino"},
     "train": {"learning_rate": 3e-4, "per_device_train_batch_size": 8, "logging_steps": 5},
     "gradual": {"epochs": 6, "law": False, "stage2": {"epochs": 3, "learning_rate": 1.5e-4}},
 }
