@@ -29,6 +29,18 @@ class Page:
     def data(self) -> dict[str, Any]:
         return json.loads(next(e.text for e in self.all("script") if e.attrs.get("id") == "data"))
 
+    def tables(self) -> list[list[int]]:
+        """The columns of each row, table by table; a cell of several columns counts as so many."""
+        found: list[list[int]] = []
+        for element in self.elements:
+            if element.tag == "table":
+                found.append([])
+            elif element.tag == "tr":
+                found[-1].append(0)
+            elif element.tag in ("td", "th"):
+                found[-1][-1] += int(element.attrs.get("colspan", 1))
+        return found
+
     def text(self) -> str:
         return " ".join(" ".join(e.text for e in self.elements if e.tag not in ("script", "style")).split())
 

@@ -113,6 +113,18 @@ def test_links_ids_and_labels_fit(page: Page) -> None:
     assert all(b - a <= 1 for a, b in pairwise(levels)), "no heading level is skipped"
 
 
+def test_every_row_of_a_table_has_its_columns(run: Path, page: Page, tmp_path: Path) -> None:
+    assert len(page.tables()) >= 5 and all(len(set(columns)) == 1 for columns in page.tables())
+    copy = shutil.copytree(run, tmp_path / "run")
+    results = json.loads((copy / "eval" / "results.json").read_text())
+    for told in results["forgetting"].values():
+        told["suite"] = "own-dialogues"  # as where no facts were asked: its own words are the headline
+    (copy / "eval" / "results.json").write_text(json.dumps(results))
+    other = parse(build_report(copy, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Moved from its own words" not in [e.text for e in other.all("th")]
+    assert all(len(set(columns)) == 1 for columns in other.tables()), other.tables()
+
+
 def test_the_order_of_the_page(page: Page) -> None:
     sections = [e.attrs["id"] for e in page.elements if e.tag == "section"]
     assert sections == ["result", "suites", "domains", "items", "corpus", "mixture", "training", "cost", "again"]

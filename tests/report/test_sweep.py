@@ -53,6 +53,7 @@ def test_the_page_has_one_chart_of_all_ratios_and_the_recommendation(run: Path, 
     html = build_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
     assert_contained(html)
     page = parse(html)
+    assert all(len(set(columns)) == 1 for columns in page.tables()), page.tables()
     text = page.text().replace("\N{NO-BREAK SPACE}", " ")
     assert "Use a replay ratio of 0.05" in text and "is not validated" in text
     assert [e for e in page.elements if e.attrs.get("id") == "sweep"]
