@@ -107,14 +107,15 @@ def analyse(out: Path, to: Path) -> None:
     mixes = {f"{d}-{s}": realised(out / f"{d}-{s}") for d in DOMAINS for s in seeds[d]}
     lines = []
     for domain, suite in ((d, suite) for d in DOMAINS if seeds[d] for suite in SUITES):
-        mine, share = seeds[domain], mixes[f"{domain}-{seeds[domain][0]}"]
+        mine, shares = seeds[domain], [mixes[f"{domain}-{s}"] for s in seeds[domain]]
         lines += [f"### {domain}, forgetting on {suite}", ""]
         lines += ["| ratio | of trained |" + "".join(f" gain, seed {s} | forgets, seed {s} |" for s in mine)]
         lines += ["| ---: | ---: |" + " ---: | ---: |" * len(mine)]
         runs = {s: found[f"{domain}/{suite}/{s}"] for s in mine}
         for ratio in RATIOS:
             arms = [r["arms"][at_ratio(ratio)] for r in runs.values()]
-            cells = [f"{100 * ratio:g} %", f"{100 * share[at_ratio(ratio)]['train_tokens']:.0f} %"]
+            trained = ", ".join(f"{100 * share[at_ratio(ratio)]['train_tokens']:.0f} %" for share in shares)
+            cells = [f"{100 * ratio:g} %", trained]
             cells += [told(a[what], 2) for a in arms for what in ("gain", "forgetting")]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

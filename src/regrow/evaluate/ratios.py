@@ -1,6 +1,7 @@
 """Which replay ratio to use: several ratios of one run set against each other, and a rule on interval bounds.
 
-The rule is ours. Its one test (`experiments/sweep`) held for what is forgotten and not for what is learned.
+The rule is ours. In its test (`experiments/sweep`) it held for what is forgotten where it took the largest ratio tried, and
+never for what is learned.
 """
 
 from __future__ import annotations
