@@ -1,6 +1,6 @@
 """Which replay ratio to use: several ratios of one run set against each other, and a rule on interval bounds.
 
-The rule is ours. In its test (`experiments/sweep`) it held for what is forgotten where it took the largest ratio tried, and
+The rule is ours. In its test (`experiments/sweep`) it held for what is forgotten where it took the largest ratio, and
 never for what is learned.
 """
 
