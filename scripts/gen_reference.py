@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def kind(annotation: object) -> str:
         text, tail = text[len("Optional[") : -1], " or null"
     if text.startswith("Literal["):
         text = text[len("Literal[") : -1].replace("'", "").replace(", ", " or ")
+    if text.startswith("Union["):
+        text = re.sub(r"Annotated\[(\w+), .*\)\](?=, |$)", r"\1", text[len("Union[") : -1]).replace(", ", " or ")
     return text.replace("Annotated[", "").replace("|", "\\|").split(", FieldInfo")[0] + tail
 
 

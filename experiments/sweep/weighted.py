@@ -87,6 +87,7 @@ def main() -> None:
             cells += [told(x[f"less {a}"]) for a in (arm, PLAIN)]
             lines.append(f"| {suite} | " + " | ".join(cells) + " |")
         lines.append("")
+    args.to.mkdir(parents=True, exist_ok=True)
     (args.to / "weighted.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (args.to / "weighted.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from regrow.arms import PLAIN, REPLAY, STAGE_TWO, ratio_in
+from regrow.arms import GENERAL, PLAIN, REPLAY, STAGE_TWO, ratio_in
 from regrow.compare import compare, compare_sequence
 from regrow.errors import DataError, RecipeError, RunError
 from regrow.loops.pilot import with_pilot
@@ -355,4 +355,7 @@ def _tuned(source: Path) -> Path:
             where=str(source),
             hint=f"give the folder of one, such as {models[several[0]]}",
         )
-    return next(models[arm] for arm in (REPLAY, PLAIN, STAGE_TWO) if arm in models)
+    found = next((models[arm] for arm in (REPLAY, GENERAL, PLAIN, STAGE_TWO) if arm in models), None)
+    if found is None:
+        raise RunError("no model of this run is finished", where=str(source), hint="run the same command again")
+    return found

@@ -40,7 +40,7 @@ def is_grown(arm: str) -> bool:
 
 
 def main_arm(arms: Sequence[str], chosen: str | None = None) -> str | None:
-    """The arm that a page, or a verdict, is about.
+    """The arm that a page, or a verdict, is about: grown replay before general data before the rest.
 
     Args:
         arms: Base first.
@@ -51,7 +51,8 @@ def main_arm(arms: Sequence[str], chosen: str | None = None) -> str | None:
         return chosen
     if REPLAY in trained:
         return REPLAY
-    return next((a for a in reversed(trained) if not is_general(a)), trained[-1] if trained else None)
+    found = (next(filter(kind, reversed(trained)), None) for kind in (is_grown, is_general, bool))
+    return next(filter(None, found), None)
 
 
 def arms_of(names: Sequence[str]) -> list[str]:

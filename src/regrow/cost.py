@@ -122,8 +122,9 @@ def estimate(recipe: Recipe) -> Cost:
     largest = max(arms.values(), default=0.0)
     mix = recipe.mix.model_copy(update={"replay_ratio": largest})
     replay = grown = sampled = stored = 0
-    if any(map(is_grown, arms)):
+    if largest:
         replay = replay_tokens_wanted(train, model.path, mix, epochs=epochs)
+    if any(map(is_grown, arms)):
         cfg = grow_budget(recipe, model.path, train)
         stored = TOKEN_BYTES + TOP_BYTES * cfg.top_logprobs
         expected = estimate_cost(cfg)

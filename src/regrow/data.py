@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrow.errors import RecipeError
+from regrow.errors import DataError, RecipeError
 from regrow.recipe import Recipe
 from regrow.runs import file_sha256
 
@@ -74,15 +74,21 @@ def split_data(recipe: Recipe, rows: Sequence[Row]) -> tuple[list[Row], list[Row
     return split_rows(rows, size, recipe.seed)
 
 
-def read_general(recipe: Recipe) -> list[Row]:
-    """The rows of ``data.general``.
+def read_general(recipe: Recipe) -> ReadResult:
+    """The rows of ``data.general``, in any of the formats; nothing else that is said of the data holds for them but
+    ``data.on_bad``.
 
     Raises:
         DataError: It cannot be read.
     """
     from regrow.rows.readers import read_rows
 
-    return read_rows(recipe.data.general, domain="general", on_bad=recipe.data.on_bad).rows
+    try:
+        return read_rows(recipe.data.general, domain="general", on_bad=recipe.data.on_bad)
+    except DataError as error:
+        renaming = error.hint and "data.columns" in error.hint
+        hint = "data.columns is for your own data; rename the columns of this file" if renaming else error.hint
+        raise DataError(f"data.general: {error.message}", where=error.where, hint=hint) from error
 
 
 def source_hash(path: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, is_general, is_grown
 from regrow.data import best_rows, read_back, read_data, read_general, source_hash, split_data
 from regrow.evaluate.config import AFTER_SUITES
-from regrow.plan import for_given, grow_budget, pairs, planned, replay_budget
+from regrow.plan import for_given, general_amount, grow_budget, pairs, planned
 from regrow.progress import note
 from regrow.recipe import Recipe, dump_recipe, parse_recipe
 from regrow.runs import Resume, Run, StageResult, open_run
 
 if TYPE_CHECKING:
     from regrow.evaluate.items import Item
+    from regrow.evaluate.sources import Pair
     from regrow.grow.config import GrowConfig
     from regrow.loops.regrowth import Grounds
     from regrow.models.embed import Encoder
@@ -93,6 +94,8 @@ class _Chain:
         return {name: section.model_dump(mode="json"), "model": self.model.revision, "seed": self.seed, **more}
 
     def go(self) -> RunResult:
+        from regrow.evaluate.sources import Pair, Replayed
+
         run = self.run
         run.plan = planned(self.recipe)
         data = self.data()
@@ -113,13 +116,17 @@ class _Chain:
             corpus = self.curate(grown, suites, data, heldout)
             if recipe.train.mixture.controller == "forgetting":
                 regrowth = self.grounds(grow_cfg, grown, corpus, suites, heldout)
-        general = self.general(suites, data, train_rows, heldout) if any(map(is_general, ratios)) else None
+        general = None
+        if any(map(is_general, ratios)):
+            general = self.general(suites, data, train_rows, heldout, corpus)
         models = {BASE: self.model.path}
         trained: dict[str, StageResult] = {}
+        replayed: dict[str, Replayed] = {}
         for arm, ratio in ratios.items():
             source = None if arm == PLAIN else general if is_general(arm) else corpus
             mixed = self.mix(arm, ratio, data, train_rows, heldout, source, corpus)
             trained[arm] = self.train(arm, mixed, regrowth if arm == REPLAY else None)
+            replayed[arm] = Replayed(mixed.facts["replay"]["tokens"], trained[arm].facts.get("replay_loss"))
             models[arm] = trained[arm].path / trained[arm].facts["model"]
         if INTERPOLATE in (recipe.arms or []):
             trained[INTERPOLATE] = self.interpolate(models[PLAIN], trained[PLAIN])
@@ -130,7 +137,8 @@ class _Chain:
             for arm, path in models.items()
         }
         run.save()
-        evaluated = self.evaluate(models, trained, suites, corpus)
+        sources = [Pair(a, b, replayed[a], replayed[b]) for a, b in pairs(ratios)]
+        evaluated = self.evaluate(models, trained, suites, corpus, sources)
         return self.finish(models, evaluated, corpus)
 
     def data(self) -> StageResult:
@@ -221,37 +229,37 @@ class _Chain:
         upstream = {"grow": grown.output_hash, "suites": suites.output_hash, "data": data.output_hash}
         return self.run.stage("corpus", self.inputs("curate", self.recipe.curate, **upstream), work)
 
-    def general(self, suites: StageResult, data: StageResult, rows: list[Row], heldout: list[Row]) -> StageResult:
+    def general(
+        self, suites: StageResult, data: StageResult, rows: list[Row], heldout: list[Row], corpus: StageResult | None
+    ) -> StageResult:
         """The user's general data as a corpus to replay."""
         recipe = self.recipe
 
         def work(folder: Path) -> dict[str, Any]:
-            from regrow.curate.stage import curate
-            from regrow.mix.given import write_given
+            from regrow.loops.general import draw_general
 
-            budget = replay_budget(recipe, self.model.path, rows)
-            with tempfile.TemporaryDirectory(dir=folder) as nowhere:
-                written = Path(nowhere) / "general"
-                told = write_given(
-                    read_general(recipe), self.model.path, recipe.mix, written, tokens=budget, seed=self.seed
-                )
-                cleaned = curate(
-                    written,
-                    for_given(recipe.curate),
-                    folder / "corpus",
-                    items=read_items(suites.path / "items.jsonl"),
-                    domain_rows=heldout,
-                    encoder=sentence_encoder(recipe),
-                    seed=self.seed,
-                )
-            dropped = {reason: n["dialogues"] for reason, n in cleaned.dropped.items()}
-            return {**told, "kept": cleaned.dialogues["kept"], "dropped": dropped}
+            items = read_items(suites.path / "items.jsonl")
+            if corpus is not None:
+                items += read_items(corpus.path / "own_dialogues.jsonl")
+            return draw_general(
+                read_general(recipe),
+                self.model.path,
+                recipe.mix,
+                for_given(recipe.curate),
+                folder,
+                amount=general_amount(recipe, self.model.path, rows),
+                items=items,
+                domain_rows=heldout,
+                encoder=sentence_encoder(recipe),
+                seed=self.seed,
+            )
 
         inputs = self.inputs(
             "curate", for_given(recipe.curate), general=recipe.data.general, on_bad=recipe.data.on_bad,
             file=source_hash(recipe.data.general), mix=recipe.mix.model_dump(mode="json"),
             replay_ratio=max(recipe.arm_ratios().values()), epochs=recipe.train.num_train_epochs,
-            data=data.output_hash, suites=suites.output_hash,
+            data=data.output_hash, suites=suites.output_hash, corpus=corpus.output_hash if corpus else None,
+            encoder=recipe.grow.encoder,
         )  # fmt: skip
         return self.run.stage("general", inputs, work)
 
@@ -360,13 +368,13 @@ class _Chain:
         trained: dict[str, StageResult],
         suites: StageResult,
         corpus: StageResult | None,
+        sources: Sequence[Pair],
     ) -> StageResult:
         from regrow.evaluate.ratios import Sweep
         from regrow.evaluate.stage import CACHE, evaluate
 
         asked = self.recipe.sweep
         sweep = Sweep(self.recipe.arm_ratios(), asked.margin, asked.margin_nats) if asked.replay_ratios else None
-        sources = pairs(self.recipe.arm_ratios())
 
         def work(folder: Path) -> dict[str, Any]:
             items = read_items(suites.path / "items.jsonl")

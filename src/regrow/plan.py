@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from regrow.rows.row import Row
 
 SPARE = 1.3
-"""Tokens of replay at hand per token the mix needs: curation drops some. Our choice; what is over is simply not mixed
-in."""
+"""Grown tokens per token the mix needs: curation drops some. Our choice; what is over is simply not mixed in."""
 
 
 def planned(recipe: Recipe) -> list[str]:
@@ -35,11 +34,23 @@ def planned(recipe: Recipe) -> list[str]:
 
 
 def replay_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> int:
-    """Tokens of replay to have at hand for the arm with the most of it."""
+    """Tokens of replay to grow for the arm with the most of it."""
     from regrow.mix.stage import replay_tokens_wanted
 
     mix = recipe.mix.model_copy(update={"replay_ratio": max(recipe.arm_ratios().values())})
     return int(SPARE * replay_tokens_wanted(train_rows, model_dir, mix, epochs=recipe.train.num_train_epochs))
+
+
+def general_amount(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> float:
+    """General data that the arm with the most of it replays, in ``mix.replay_unit``; a dialogue more than is used."""
+    from regrow.mix.replay import wanted
+    from regrow.mix.stage import replay_tokens_wanted
+
+    ratio, epochs = max(recipe.arm_ratios().values()), recipe.train.num_train_epochs
+    if recipe.mix.replay_unit == "rows":
+        return wanted(len(train_rows) * epochs, ratio) + 1
+    mix = recipe.mix.model_copy(update={"replay_ratio": ratio})
+    return replay_tokens_wanted(train_rows, model_dir, mix, epochs=epochs) + mix.max_length
 
 
 def grow_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> GrowConfig:
@@ -60,7 +71,7 @@ def grow_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> G
 
 
 def pairs(ratios: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Arms with grown replay, each with the one that has as much general data."""
+    """Arms with grown replay, each with the one that has general data at its ratio."""
     general = {ratio: arm for arm, ratio in ratios.items() if is_general(arm)}
     return [(arm, general[ratio]) for arm, ratio in ratios.items() if is_grown(arm) and ratio in general]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regrow.arms import PLAIN
 from regrow.data import read_general
-from regrow.errors import ModelError, RecipeError
+from regrow.errors import DataError, ModelError, RecipeError
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -47,10 +48,26 @@ def check_recipe(recipe: Recipe, model: ResolvedModel) -> None:
     if tokenizer.chat_template and set(recipe.arm_ratios()) - {PLAIN}:
         derive_turns(tokenizer)
     if recipe.data.general:
-        read_general(recipe)
+        _check_general(recipe, tokenizer)
     check_trackers(recipe.train)
     with tempfile.TemporaryDirectory() as nowhere:
         make_arguments(recipe.train, Path(nowhere) / "checkpoints", recipe.seed)
+
+
+def _check_general(recipe: Recipe, tokenizer: Any) -> None:
+    from regrow.mix.given import WHERE, told, unfit
+    from regrow.mix.tokenize import is_text
+    from regrow.models.turns import derive_turns
+
+    if not max(recipe.arm_ratios().values()):
+        raise RecipeError("no arm replays anything, so there is nothing to compare", where=WHERE,
+                          hint="set mix.replay_ratio above 0")  # fmt: skip
+    rows = read_general(recipe).rows
+    left_out = Counter(filter(None, map(unfit, rows)))
+    if left_out.total() == len(rows):
+        raise DataError("no row can be replayed", where=WHERE, hint=told(left_out))
+    if not all(map(is_text, rows)):
+        derive_turns(tokenizer)
 
 
 def check_trainable(model: ResolvedModel) -> None:

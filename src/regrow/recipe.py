@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from regrow.arms import GENERAL, INTERPOLATE, PLAIN, REPLAY, at_ratio
+from regrow.arms import GENERAL, INTERPOLATE, PLAIN, REPLAY, at_ratio, is_grown
 from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
@@ -95,6 +95,8 @@ class Recipe(Section):
             raise ValueError("arms: `general` needs data.general, the file to replay")
         if self.data.general and self.arms is not None and not named:
             raise ValueError("data.general is replayed by the arm `general`; name it in arms, or leave arms out")
+        if self.auto.pilot_rows and self.arms is not None and not any(map(is_grown, self.arms)):
+            raise ValueError("auto.pilot_rows chooses how much is grown, and no arm has grown replay")
         if self.data.general and self.train.mixture.controller != "none":
             raise ValueError("data.general is compared at a fixed ratio, with train.mixture.controller: none")
         return self

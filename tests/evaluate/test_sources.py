@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from regrow.evaluate.config import EvalConfig
-from regrow.evaluate.sources import compare_sources
+from regrow.evaluate.sources import Pair, Replayed, compare_sources
 from regrow.evaluate.summary import summarise
 from regrow.evaluate.tables import tables
 from tests.evaluate.saved import ones, records
@@ -23,7 +23,8 @@ def beside(
     loss = {"base": np.full(N, 2.0), arms[0]: grown + noise[:, 0], arms[1]: general + noise[:, 1]}
     knew = {"base": np.ones(N), **{a: ones(N, w) for a, w in zip(arms, wrong, strict=True)}}
     rows, names = records("heldout", "nll", loss) + records("facts-pool", "acc", knew), ["base", *arms]
-    (found,) = compare_sources(tables(rows, names), summarise(rows, names, CFG, seed=0), [arms], CFG, seed=0)
+    pairs = [Pair(*arms, Replayed(4510, "soft"), Replayed(91, "hard"))]
+    (found,) = compare_sources(tables(rows, names), summarise(rows, names, CFG, seed=0), pairs, CFG, seed=0)
     return found
 
 
@@ -35,6 +36,12 @@ def test_positive_is_for_the_grown_arm_whatever_the_measure() -> None:
     assert 0 < low < 40 / N < high
     assert "learned 0.2" in found["sentence"] and "nats more on heldout" in found["sentence"]
     assert "points less on facts-pool" in found["sentence"]
+
+
+def test_what_each_replayed_is_said() -> None:
+    found = beside(1.0, 1.0, (10, 10))
+    assert found["tokens"] == [4510, 91] and found["loss"] == ["soft", "hard"]
+    assert "(4,510 tokens, soft loss), against your general data (91 tokens, ordinary loss)" in found["sentence"]
 
 
 def test_negative_is_said_as_plainly() -> None:

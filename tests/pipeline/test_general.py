@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from regrow.api import _tuned
 from regrow.arms import is_general, is_grown, main_arm, ratio_in
 from regrow.cli import build_app
 from regrow.cost import estimate
-from regrow.errors import DataError, RecipeError
+from regrow.errors import DataError, RecipeError, RegrowError
 from regrow.pipeline import run
 from regrow.plan import pairs, planned
 from regrow.recipe import load_recipe, parse_recipe
@@ -81,6 +82,7 @@ def test_what_the_evaluation_asks_is_not_in_it(finished: tuple[Path, str]) -> No
     assert texts and not {r["messages"][0]["content"] for r in heldout} & set(texts)
     facts = read_manifest(out)["stages"]["general"]["facts"]
     assert facts["kept"] == len(texts) and sum(facts["dropped"].values()) == facts["dialogues"] - facts["kept"] > 0
+    assert not list((out / "general").glob(".*")), "nothing of the work is left"
 
 
 def test_both_are_set_beside_each_other(finished: tuple[Path, str]) -> None:
@@ -88,14 +90,16 @@ def test_both_are_set_beside_each_other(finished: tuple[Path, str]) -> None:
     results = json.loads((out / "eval/results.json").read_text())
     (pair,) = results["sources"]
     assert (pair["grown"], pair["general"]) == ("regrow", "general")
+    assert pair["tokens"] == [sum(r["n_tokens"] for r in replayed(out, arm)) for arm in ("regrow", "general")]
+    assert pair["loss"] == ["hard", "hard"]
     assert (pair["gain"]["suite"], pair["forgetting"]["suite"]) == ("heldout", "own-dialogues")
     kl = results["suites"]["own-dialogues"]["arms"]
     assert pair["forgetting"]["value"] == pytest.approx(kl["general"]["value"] - kl["regrow"]["value"]) != 0
     assert results["verdict"]["arm"] == "regrow" and pair["sentence"] in results["verdict"]["notes"]
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "General data" in said and "General data" in page and "against as much of your general data" in page
+    assert "General data" in said and "General data" in page and "against your general data" in page
     card = (out / "train/general/model/README.md").read_text()
-    assert "general data of the user" in card and "grown from" not in card
+    assert "new data mixed with general data of whoever trained it" in card and "wrote itself" not in card
 
 
 def test_another_file_redoes_what_is_made_of_it(folder: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -116,6 +120,16 @@ def test_without_grown_replay_nothing_is_grown(folder: Path) -> None:
                                "eval"]  # fmt: skip
     cost = estimate(recipe)
     assert cost.sampled_tokens == 0 and cost.train_tokens["general"] > cost.train_tokens["sft"]
+    assert cost.replay_tokens == pytest.approx(cost.train_tokens["general"] - cost.train_tokens["sft"], abs=1)
+
+
+def test_general_data_alone_is_what_a_run_is_about(folder: Path, tmp_path: Path) -> None:
+    """Its loss is the ordinary one, whatever grown replay has."""
+    settings = {"data.general": str(folder / "general.jsonl"), "arms": ["sft", "general"], "train.replay_loss": "soft"}
+    done = run(parse_recipe((folder / "small.yaml").read_text(), options=settings), tmp_path / "run")
+    assert done.results["verdict"]["arm"] == "general" and "sources" not in done.results
+    assert json.loads((tmp_path / "run/train/general/train.json").read_text())["replay_loss"] == "hard"
+    assert _tuned(tmp_path / "run") == done.models["general"].resolve(), "what an export exports"
 
 
 def test_in_a_sweep_each_ratio_has_one_and_none_is_recommended(folder: Path, tmp_path: Path) -> None:
@@ -145,6 +159,7 @@ def test_in_a_sweep_each_ratio_has_one_and_none_is_recommended(folder: Path, tmp
         ("arms: [sft, general]", "needs data.general"),
         ("{arms: [sft, regrow], data: {general: g.jsonl}}", "name it in arms"),
         ("{data: {general: g.jsonl}, train: {mixture: {controller: uniform}}}", "fixed ratio"),
+        ("{data: {general: g.jsonl}, arms: [sft, general], auto: {pilot_rows: 50}}", "no arm has grown replay"),
     ],
 )
 def test_what_does_not_go_together(text: str, why: str) -> None:
@@ -159,12 +174,32 @@ def test_a_file_that_is_not_there_is_told_before_anything_is_spent(folder: Path,
     assert not (tmp_path / "run/data").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "settings", "why"),
+    [
+        ([{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "?"},
+                        {"role": "tool", "content": "4"}, {"role": "assistant", "content": "4"}]}], {}, "tool turns"),
+        ([{"prompt": "a", "completion": "b"}], {"mix.replay_ratio": 0}, "mix.replay_ratio above 0"),
+        ([{"q": "a", "a": "b"}], {}, "data.columns is for your own data"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_replayed_is_told_before_anything_is_spent(
+    folder: Path, tmp_path: Path, rows: list[dict[str, Any]], settings: dict[str, Any], why: str
+) -> None:
+    write(tmp_path / "general.jsonl", rows)
+    options = {"data.general": str(tmp_path / "general.jsonl"), **settings}
+    with pytest.raises(RegrowError) as error:
+        run(parse_recipe((folder / "small.yaml").read_text(), options=options), tmp_path / "run")
+    assert why in f"{error.value} {error.value.hint}" and not (tmp_path / "run/data").exists()
+
+
 def test_names() -> None:
     assert is_general("general") and is_general("general-0.05") and ratio_in("general-0.05") == 0.05
     assert not is_general("generally") and not is_general("general-x") and not is_general("replay-0.05")
     assert is_grown("regrow") and is_grown("replay-0.1") and not any(map(is_grown, ("sft", "general", "interpolate")))
     assert main_arm(["base", "sft", "replay-0.4", "general-0.4"]) == "replay-0.4"
-    assert main_arm(["base", "general"]) == "general" and main_arm(["base"]) is None
+    assert main_arm(["base", "sft", "general", "interpolate"]) == "general" and main_arm(["base"]) is None
+    assert main_arm(["base", "sft", "interpolate"]) == "interpolate" and main_arm(["base", "after"]) == "after"
     assert main_arm(["base", "sft", "replay-0.1", "replay-0.4"], "replay-0.1") == "replay-0.1"
     ratios = {"sft": 0.0, "replay-0.1": 0.1, "replay-0.4": 0.4, "general-0.1": 0.1, "general-0.4": 0.4}
     assert pairs(ratios) == [("replay-0.1", "general-0.1"), ("replay-0.4", "general-0.4")]

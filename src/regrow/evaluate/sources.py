@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from regrow.arms import ratio_in
@@ -11,11 +12,31 @@ from regrow.evaluate.stats import bootstrap_means, percentile_interval, unseen_c
 from regrow.evaluate.tables import SuiteTable
 from regrow.evaluate.verdict import amount_text, bounds_text
 
+LOSSES = {"soft": "soft loss", "hard": "ordinary loss"}
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What an arm replayed: tokens, and the loss on them (None without any)."""
+
+    tokens: int
+    loss: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An arm with grown replay and the one with general data, and what each replayed."""
+
+    grown: str
+    general: str
+    of_grown: Replayed
+    of_general: Replayed
+
 
 def compare_sources(
     found: Sequence[SuiteTable],
     results: dict[str, Any],
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[Pair],
     cfg: EvalConfig,
     *,
     seed: int,
@@ -25,25 +46,29 @@ def compare_sources(
     Args:
         found: All arms on the same items.
         results: What `regrow.evaluate.summary.summarise` made of them; says which suites gain and forgetting are of.
-        pairs: An arm with grown replay and the one with general data.
+        pairs: The arms.
         cfg: Resamples, confidence.
         seed: Of the resampling.
 
     Returns:
-        One a pair: ``grown``, ``general``, and of what was measured ``gain`` (how much more the grown arm learned) and
-        ``forgetting`` (how much less it forgot), each with ``suite``, ``unit``, ``value`` and ``ci``; paired intervals
-        over items. ``sentence`` says it.
+        One a pair: ``grown``, ``general``, ``tokens`` and ``loss`` of each's replay, and of what was measured
+        ``gain`` (how much more the grown arm learned) and ``forgetting`` (how much less it forgot), each with
+        ``suite``, ``unit``, ``value`` and ``ci``; paired intervals over items. ``sentence`` says it.
     """
     tables = {t.name: t for t in found}
     out = []
-    for grown, general in pairs:
-        told: dict[str, Any] = {"grown": grown, "general": general}
+    for pair in pairs:
+        both = (pair.of_grown, pair.of_general)
+        told: dict[str, Any] = {
+            "grown": pair.grown, "general": pair.general,
+            "tokens": [x.tokens for x in both], "loss": [x.loss for x in both],
+        }  # fmt: skip
         for what in ("gain", "forgetting"):
             if not results[what]:
                 continue
-            suite = results[what][grown]["suite"]
+            suite = results[what][pair.grown]["suite"]
             sign = 1.0 if results["suites"][suite]["higher_is_better"] else -1.0
-            difference = paired(tables[suite], grown, general, sign, cfg, seed)
+            difference = paired(tables[suite], pair.grown, pair.general, sign, cfg, seed)
             told[what] = {"suite": suite, "unit": results["suites"][suite]["unit"], **difference}
         out.append({**told, "sentence": _sentence(told)})
     return out
@@ -77,4 +102,10 @@ def _sentence(told: dict[str, Any]) -> str:
             widest = amount_text(max(abs(low), abs(high)), unit)
             clauses.append(f"no difference on {suite} that can be told from chance (at most {widest})")
     at = f" at {100 * ratio:g} %" if ratio is not None else ""
-    return f"Grown replay{at}, against as much of your general data: {'; '.join(clauses) or 'not measured'}."
+    grown, general = (
+        f"{n:,} tokens" + (f", {LOSSES[loss]}" if loss in LOSSES else "")
+        for n, loss in zip(told["tokens"], told["loss"], strict=True)
+    )
+    return (
+        f"Grown replay{at} ({grown}), against your general data ({general}): {'; '.join(clauses) or 'not measured'}."
+    )

@@ -21,7 +21,7 @@ from regrow.evaluate.lost import LEAST_ITEMS, Encodes, lost_topics, read_branche
 from regrow.evaluate.measure import Arm, Loaded, load_arm, measure
 from regrow.evaluate.ratios import Sweep, compare_ratios
 from regrow.evaluate.served import Served, ServedModel, connect
-from regrow.evaluate.sources import compare_sources
+from regrow.evaluate.sources import Pair, compare_sources
 from regrow.evaluate.stats import POWER
 from regrow.evaluate.suites import facts, instructions, lm_eval, refusals
 from regrow.evaluate.suites.heldout import heldout_items
@@ -175,7 +175,7 @@ def evaluate(
     encoder: Callable[[], Encodes | None] | None = None,
     corpus: Path | None = None,
     sweep: Sweep | None = None,
-    sources: Sequence[tuple[str, str]] = (),
+    sources: Sequence[Pair] = (),
 ) -> EvalSummary:
     """Score all arms on the same items and write ``out/records.jsonl`` and ``out/results.json``.
 
@@ -196,7 +196,7 @@ def evaluate(
             one that gives None, leaves that out.
         corpus: The corpus that was replayed; then each topic is laid beside its branches.
         sweep: The arms differ in their replay ratio; one is recommended.
-        sources: An arm with grown replay and one with as much general data, to be compared.
+        sources: Arms with grown replay and with general data, to be compared.
 
     Raises:
         DataError: There is nothing to evaluate, or an item cannot be put before a model.

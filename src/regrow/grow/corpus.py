@@ -22,6 +22,22 @@ NODES, DIALOGUES, CARD, FACTS = "nodes.parquet", "dialogues.parquet", "README.md
 WATCHED = "watched.parquet"
 """Dialogues that are measured while a model trains, and never trained on; only where curation was asked for some."""
 _GROUP = 1024
+GROWN = (
+    "synthetic",
+    "A corpus grown out of a language model",
+    """Dialogues that the model below wrote in both roles (Tree Generation, arXiv 2406.11354), made by Regrow to be
+replayed while that model is fine-tuned. `dialogues.parquet` holds root-to-leaf paths, `nodes.parquet` every
+node with its provenance, dropped candidates and their reasons included.
+
+The text is what a model said, not checked for truth. It falls under the licence of that model.""",
+)
+GIVEN = (
+    "general",
+    "General data to replay",
+    """Rows that a user of Regrow has, drawn at random and laid out as a grown corpus is, to be replayed while a
+model is fine-tuned. Nothing of it was grown. It falls under the licence of those rows.""",
+)
+"""What a corpus's card says of it: a tag, a title, a text."""
 
 
 @dataclass(slots=True)
@@ -210,7 +226,12 @@ class Counts:
 
 
 def write_corpus(
-    folder: Path, nodes: Iterable[Node], dialogues: Iterable[Dialogue], card_facts: Mapping[str, Any]
+    folder: Path,
+    nodes: Iterable[Node],
+    dialogues: Iterable[Dialogue],
+    card_facts: Mapping[str, Any],
+    *,
+    about: tuple[str, str, str] = GROWN,
 ) -> Counts:
     """Write nodes, dialogues, the card and ``corpus.json``; each file appears whole or not at all.
 
@@ -219,6 +240,7 @@ def write_corpus(
         nodes: In order of id; streamed.
         dialogues: Likewise.
         card_facts: JSON-able: model, revision, engine, settings, seed. Counts are added.
+        about: Tag, title and text of the card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     counts = Counts()
@@ -243,6 +265,7 @@ def write_corpus(
     _write(folder / DIALOGUES, counted_dialogues(), _dialogue_schema())
     facts = {
         **card_facts,
+        **({"about": list(about)} if about != GROWN else {}),
         "counts": {name: getattr(counts, name) for name in Counts.__dataclass_fields__},
     }
     atomic_write_text(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False, default=str))
@@ -267,6 +290,7 @@ def _write(path: Path, rows: Iterator[dict[str, Any]], schema: Any) -> None:
 def card(facts: Mapping[str, Any]) -> str:
     """The dataset card: YAML that `datasets` reads, then what was grown and how."""
     counts = facts["counts"]
+    tag, title, text = facts.get("about", GROWN)
     # `datasets` caches a folder by its name and these lines, so without a version of its own a second folder called
     # "corpus", or this one grown on, would be read as the first.
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
@@ -276,21 +300,17 @@ def card(facts: Mapping[str, Any]) -> str:
         "configs:",
         f"- {{config_name: default, default: true, {version}, data_files: [{{split: train, path: {DIALOGUES}}}]}}",
         f"- {{config_name: nodes, {version}, data_files: [{{split: train, path: {NODES}}}]}}",
-        "tags: [regrow, synthetic, replay]",
+        f"tags: [regrow, {tag}, replay]",
         "---",
         "",
-        "# A corpus grown out of a language model",
+        f"# {title}",
         "",
-        "Dialogues that the model below wrote in both roles (Tree Generation, arXiv 2406.11354), made by Regrow to be",
-        "replayed while that model is fine-tuned. `dialogues.parquet` holds root-to-leaf paths, `nodes.parquet` every",
-        "node with its provenance, dropped candidates and their reasons included.",
-        "",
-        "The text is what a model said, not checked for truth. It falls under the licence of that model.",
+        text,
         "",
         "| | |",
         "| --- | --- |",
     ]
-    shown = {k: v for k, v in facts.items() if k not in ("counts", "config", "trees")}
+    shown = {k: v for k, v in facts.items() if k not in ("about", "counts", "config", "trees")}
     shown |= {"dialogues": counts["dialogues"], "kept nodes": f"{counts['kept']} of {counts['nodes']}"}
     shown |= {"kept tokens": counts["kept_tokens"]}
     lines += [f"| {_cell(k)} | {_cell(v)} |" for k, v in shown.items()]

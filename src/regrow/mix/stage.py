@@ -361,7 +361,7 @@ def _choose(replay: GrownRows, cfg: MixConfig, sizes: Sequence[int], seed: int, 
     elif exhausted and got < SHORT_OF * target:
         note(
             f"mix: the corpus has {got:,} of the {round(target):,} {cfg.replay_unit} of replay wanted, "
-            f"each dialogue used {cfg.max_repeats} times; grow more, or lower mix.replay_ratio"
+            f"each dialogue used {cfg.max_repeats} times; more dialogues, or a lower mix.replay_ratio, would meet it"
         )
     elif len(chosen) > len(set(chosen)):
         note(

@@ -52,6 +52,8 @@ def write_model_card(folder: str | Path, facts: Mapping[str, Any]) -> Path:
     mixed = "new data only"
     if replay := facts.get("replay"):
         mixed = "new data mixed with replay data that the base model wrote itself"
+        if "general data" in replay:
+            mixed = "new data mixed with general data of whoever trained it"
         if str(replay.get("engine", "")).startswith("dummy"):
             mixed = "new data mixed with random words of the dummy engine, which protect nothing (a trial run)"
     parts.append(f"Trained with Regrow {__version__}: {mixed}.")

@@ -53,7 +53,7 @@ def model_facts(run_dir: str | Path, arm: str) -> dict[str, Any]:
         }
     if is_general(arm):
         made = run.stage("general").get("facts") or {}
-        facts["replay"] = {"not grown": "general data of the user", "dialogues": made.get("kept", "unknown")}
+        facts["replay"] = {"general data": f"{made.get('kept', 'unknown')} dialogues to draw from"}
     if arm == INTERPOLATE:
         weight = (run.stage("merge/interpolate").get("facts") or {}).get("weight")
         facts["training"] = {"none of its own": f"weights of base and plain SFT averaged, {weight} of the latter"}

@@ -111,7 +111,7 @@ class TokenRows:
         self.n_replay = 0
         """Replay documents."""
         self.tokens = {"domain": 0.0, "replay": 0.0}
-        """Tokens by source, after the cut."""
+        """Tokens of the first file by source, after the cut."""
         self.loss = {"domain": 0.0, "replay": 0.0}
         """Their weights in the loss, summed."""
         self.max_id = 0
@@ -129,18 +129,19 @@ class TokenRows:
         """Of each document, the file it stands in: 0 for the mix, then the parts."""
         first = 0
         for number, (file, names) in enumerate(zip(self.paths, there, strict=True)):
-            first = self._scan(file, first, _SHARED in names)
+            first = self._scan(file, first, _SHARED in names, counted=number == 0)
             self.part_of += [number] * (len(self.kept) - len(self.part_of))
         if not self.kept:
             raise RunError("no row has a token to train on", where=str(path), hint="look at the drops in mix.json")
 
-    def _scan(self, path: Path, first: int, has_shared: bool) -> int:
+    def _scan(self, path: Path, first: int, has_shared: bool, *, counted: bool) -> int:
         """One pass over weights and lengths, record batch by record batch, without a Python loop over tokens.
 
         Args:
             path: The file.
             first: Rows in the files before it.
             has_shared: Whether it says what rows share.
+            counted: Whether its tokens count for the weight of replay, which must not move when rows join.
 
         Returns:
             Rows up to its end.
@@ -188,7 +189,7 @@ class TokenRows:
             self.max_id = max(self.max_id, pc.max(pc.list_flatten(batch["input_ids"])).as_py() or 0)
             replay = np.array(batch["source"].to_pylist()) == "replay"
             self.n_replay += int((replay & trained).sum())
-            for source, rows in (("domain", ~replay & trained), ("replay", replay & trained)):
+            for source, rows in (("domain", ~replay & trained), ("replay", replay & trained)) if counted else ():
                 self.tokens[source] += int(np.minimum(n, self.max_length)[rows].sum())
                 self.loss[source] += float(loss[rows].sum())
             if self.topk:

@@ -167,6 +167,15 @@ class TrainConfig(Section):
     """What a trained replay token counts in the loss, where one of yours counts 1. Where your answers are far shorter
     than the replay's, nearly all trained tokens are replay and your data are learned more slowly. ``even``: the weight
     with which replay is as much of the loss as it is of the tokens; the run says what it is. Our own setting."""
+
+    @field_validator("replay_weight", mode="before")
+    @classmethod
+    def _a_weight(cls, value: Any) -> Any:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "even" and not (number and 0 < value < float("inf")):
+            raise ValueError("a number above 0, or even")
+        return value
+
     soft: SoftReplaySection = SoftReplaySection()
     """Settings of the soft loss; not read with ``replay_loss: hard``."""
     mixture: MixtureSection = MixtureSection()
