@@ -47,10 +47,11 @@ def test_replayed_they_are_the_rows_they_would_be_as_data(tiny_model_dir: Path, 
 
 def test_a_system_prompt_of_the_recipe_is_theirs_too(tiny_model_dir: Path, tmp_path: Path) -> None:
     cfg = MixConfig(system_prompt="Be kind.", replay_ratio=0.99, max_repeats=1)
-    write_given(ROWS[:1], tiny_model_dir, cfg, tmp_path / "corpus", amount=PLENTY, seed=0)
+    told = write_given(ROWS[:1], tiny_model_dir, cfg, tmp_path / "corpus", amount=PLENTY, seed=0)
     mix([talk("x", "Q?", "A.")], tmp_path / "corpus", tiny_model_dir, cfg, tmp_path / "replay", seed=0)
     mix(ROWS[:1], None, tiny_model_dir, cfg, tmp_path / "data", seed=0)
     assert examples(tmp_path / "replay", "replay") == examples(tmp_path / "data", "domain")
+    assert told["tokens"] == sum(map(len, examples(tmp_path / "replay", "replay"))), "it is counted"
 
 
 def test_dialogues_lose_their_last_turns_as_rows_of_the_data_do(tiny_model_dir: Path, tmp_path: Path) -> None:
