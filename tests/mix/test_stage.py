@@ -191,7 +191,7 @@ def test_a_small_corpus_is_repeated_and_said_so(
     done = mix(domain_rows(40), corpus, model, cfg, tmp_path / "mix", seed=0)
     assert (done.replay["rows"], done.replay["distinct"]) == (6, 2)
     assert done.realised["tokens"] < 0.4
-    assert "grow more" in capsys.readouterr().err
+    assert "more dialogues, or a lower mix.replay_ratio, would meet it" in capsys.readouterr().err
     ids = [r["id"] for r in read(tmp_path / "mix")]
     assert len(set(ids)) == len(ids)
     assert "t00/0/0#3" in ids
