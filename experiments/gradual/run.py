@@ -85,6 +85,9 @@ def analyse(out: Path, to: Path, seeds: list[int]) -> None:
 
     tests = [right(out / f"seed{s}") for s in seeds]
     found = [json.loads((out / f"seed{s}/gradual.json").read_text(encoding="utf-8")) for s in seeds]
+    for run in found:
+        for part in ("dev", "test"):  # files of this machine
+            run["settings"]["gradual"][part] = Path(run["settings"]["gradual"][part]).name
     pairs = {
         f"{a} - {b}": over_seeds([[x - y for x, y in zip(t["right"][a], t["right"][b], strict=True)] for t in tests])
         for a, b in PAIRS
