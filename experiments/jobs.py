@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import time
 from collections import deque
 from pathlib import Path
+
+
+def arguments(doc: str | None, *, seeds: list[int] | None = None) -> argparse.ArgumentParser:
+    """The options that experiments on the benchmark slices share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kit", type=Path, required=True, help="folder of the benchmark slices")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--to", type=Path, help="folder for the tables")
+    parser.add_argument("--workers", type=int, default=1)
+    if seeds is not None:
+        parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    return parser
+
+
+def again(script: str, args: argparse.Namespace) -> list[str]:
+    """The command that runs one job of the script in a process of its own; the job follows."""
+    return [sys.executable, str(Path(script).resolve()), "--kit", str(args.kit), "--out", str(args.out), "--job"]
 
 
 def in_parallel(commands: list[list[str]], workers: int, threads: int, logs: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.intervals import over_seeds, told
-from experiments.jobs import in_parallel
+from experiments.jobs import again, arguments, in_parallel
 from experiments.tg_sft.data import read
 
 RELATIONS = {
@@ -126,21 +126,16 @@ def analyse(out: Path, to: Path, seeds: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kit", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--to", type=Path, help="folder for the tables")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=1)
+    parser = arguments(__doc__, seeds=[0, 1, 2])
     parser.add_argument("--job", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.job is not None:
         job(args.kit, args.out, args.job)
         return
-    me = [sys.executable, str(Path(__file__).resolve()), "--kit", str(args.kit), "--out", str(args.out)]
+    me = again(__file__, args)
     todo = [s for s in args.seeds if not (args.out / f"seed{s}/gradual.json").exists()]
-    in_parallel([[*me, "--job", str(s)] for s in todo], args.workers, 1, args.out / "logs")
+    in_parallel([[*me, str(s)] for s in todo], args.workers, 1, args.out / "logs")
     if args.to:
         analyse(args.out, args.to, args.seeds)
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from experiments.domains.data import texts
 from experiments.intervals import over_seeds, told
-from experiments.jobs import in_parallel
+from experiments.jobs import again, arguments, in_parallel
 from experiments.small import save_random, write_token_mix
 
 from regrow.train.config import TrainConfig
@@ -154,20 +154,15 @@ def analyse(out: Path, to: Path, seeds: list[int]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kit", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--to", type=Path, help="folder for the table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=1)
+    parser = arguments(__doc__, seeds=[0, 1, 2])
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         job(args.kit, args.out, args.job[0], int(args.job[1]))
         return
-    me = [sys.executable, str(Path(__file__).resolve()), "--kit", str(args.kit), "--out", str(args.out)]
+    me = again(__file__, args)
     todo = [(a, s) for s in args.seeds for a in ARMS if not (args.out / f"seed{s}/{a}/result.json").exists()]
-    in_parallel([[*me, "--job", a, str(s)] for a, s in todo], args.workers, 1, args.out / "logs")
+    in_parallel([[*me, a, str(s)] for a, s in todo], args.workers, 1, args.out / "logs")
     if args.to:
         analyse(args.out, args.to, args.seeds)
 

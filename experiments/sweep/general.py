@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.intervals import told
-from experiments.jobs import in_parallel
+from experiments.jobs import again, arguments, in_parallel
 from experiments.sweep.run import SETTINGS, SUITES, compared, write_rows
 from experiments.tg_sft.data import general_dialogues, instruction
 
@@ -90,19 +90,16 @@ def analyse(out: Path, to: Path, names: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kit", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--to", type=Path, help="folder for the tables")
+    parser = arguments(__doc__)
     parser.add_argument("--runs", nargs="+", default=["agnews-0", "sst2-0"])
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         job(args.kit, args.out, args.job)
         return
-    me = [sys.executable, str(Path(__file__).resolve()), "--kit", str(args.kit), "--out", str(args.out)]
+    me = again(__file__, args)
     todo = [n for n in args.runs if not (args.out / n / "eval/results.json").exists()]
-    in_parallel([[*me, "--job", n] for n in todo], 1, 1, args.out / "logs")
+    in_parallel([[*me, n] for n in todo], args.workers, 1, args.out / "logs")
     if args.to:
         analyse(args.out, args.to, args.runs)
 

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.intervals import told
-from experiments.jobs import in_parallel
+from experiments.jobs import again, arguments, in_parallel
 from experiments.tg_sft.data import news_question, read
 
 from regrow.arms import at_ratio
@@ -143,20 +143,16 @@ def _verdict(run: dict[str, Any], judge: dict[str, Any], other: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kit", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--to", type=Path, help="folder for the tables")
-    parser.add_argument("--workers", type=int, default=1)
+    parser = arguments(__doc__)
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.job:
         job(args.kit, args.out, args.job[0], int(args.job[1]))
         return
-    me = [sys.executable, str(Path(__file__).resolve()), "--kit", str(args.kit), "--out", str(args.out)]
+    me = again(__file__, args)
     todo = [(d, s) for s in SEEDS for d in DOMAINS if not (args.out / f"{d}-{s}/eval/results.json").exists()]
-    in_parallel([[*me, "--job", d, str(s)] for d, s in todo], args.workers, 1, args.out / "logs")
+    in_parallel([[*me, d, str(s)] for d, s in todo], args.workers, 1, args.out / "logs")
     if args.to:
         analyse(args.out, args.to)
 

@@ -300,12 +300,13 @@ class _Chain:
         watched = corpus if self.recipe.curate.watch_dialogues else None  # grown ones, whatever is replayed
 
         def work(folder: Path) -> dict[str, Any]:
+            from regrow.loops.general import CORPUS
             from regrow.mix.parts import write_watched
             from regrow.mix.stage import mix
 
             done = mix(
                 rows,
-                (replay.path / "corpus" if is_general(arm) else replay.path) if replay else None,
+                (replay.path / CORPUS if is_general(arm) else replay.path) if replay else None,
                 self.model.path,
                 cfg,
                 folder,

@@ -55,7 +55,7 @@ def check_recipe(recipe: Recipe, model: ResolvedModel) -> None:
 
 
 def _check_general(recipe: Recipe, tokenizer: Any) -> None:
-    from regrow.mix.given import WHERE, told, unfit
+    from regrow.mix.given import WHERE, left_out_text, unfit
     from regrow.mix.tokenize import is_text
     from regrow.models.turns import derive_turns
 
@@ -65,7 +65,7 @@ def _check_general(recipe: Recipe, tokenizer: Any) -> None:
     rows = read_general(recipe).rows
     left_out = Counter(filter(None, map(unfit, rows)))
     if left_out.total() == len(rows):
-        raise DataError("no row can be replayed", where=WHERE, hint=told(left_out))
+        raise DataError("no row can be replayed", where=WHERE, hint=left_out_text(left_out))
     if not all(map(is_text, rows)):
         derive_turns(tokenizer)
 

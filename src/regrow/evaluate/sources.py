@@ -1,4 +1,4 @@
-"""Grown replay against as much of the user's own general data."""
+"""Grown replay against general data of the user at the same ratio."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 from regrow.arms import ratio_in
 from regrow.evaluate.config import EvalConfig
-from regrow.evaluate.stats import bootstrap_means, percentile_interval, unseen_change
-from regrow.evaluate.tables import SuiteTable
+from regrow.evaluate.tables import SuiteTable, paired
 from regrow.evaluate.verdict import amount_text, bounds_text
 
 LOSSES = {"soft": "soft loss", "hard": "ordinary loss"}
@@ -72,18 +71,6 @@ def compare_sources(
             told[what] = {"suite": suite, "unit": results["suites"][suite]["unit"], **difference}
         out.append({**told, "sentence": _sentence(told)})
     return out
-
-
-def paired(t: SuiteTable, arm: str, other: str, sign: float, cfg: EvalConfig, seed: int) -> dict[str, Any]:
-    """``sign`` times the mean difference of two arms over the same items, with its interval."""
-    change = sign * (t.column(arm) - t.column(other))
-    draws = bootstrap_means(change, cfg.bootstrap, seed)[:, 0]
-    interval = percentile_interval(float(change.mean()), draws, cfg.confidence)
-    low, high = interval.low + 0.0, interval.high + 0.0
-    if low == high == 0 and t.unit(t.primary) == "share":
-        high = unseen_change(len(change), cfg.confidence)
-        low = -high
-    return {"value": interval.value + 0.0, "ci": [low, high]}
 
 
 def _sentence(told: dict[str, Any]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.items import Record
-from regrow.evaluate.stats import Floats
+from regrow.evaluate.stats import Floats, bootstrap_means, percentile_interval, unseen_change
 from regrow.evaluate.suites.own import SUITE as OWN
 
 LOWER_IS_BETTER = ("nll", "kl")
@@ -113,3 +115,15 @@ def tables(
         directions, metric = (higher or {}).get(suite, {}), (judged_by or {}).get(suite)
         out.append(SuiteTable(suite, list(items), domains, list(arms), metrics, directions, metric))
     return out
+
+
+def paired(t: SuiteTable, arm: str, other: str, sign: float, cfg: EvalConfig, seed: int) -> dict[str, Any]:
+    """``sign`` times the mean difference of two arms over the same items, with its interval."""
+    change = sign * (t.column(arm) - t.column(other))
+    draws = bootstrap_means(change, cfg.bootstrap, seed)[:, 0]
+    interval = percentile_interval(float(change.mean()), draws, cfg.confidence)
+    low, high = interval.low + 0.0, interval.high + 0.0
+    if low == high == 0 and t.unit(t.primary) == "share":
+        high = unseen_change(len(change), cfg.confidence)
+        low = -high
+    return {"value": interval.value + 0.0, "ci": [low, high]}

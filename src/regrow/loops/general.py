@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from regrow.errors import DataError
 from regrow.mix.config import MixConfig
-from regrow.mix.given import WHERE, write_given
+from regrow.mix.given import WHERE, left_out_text, write_given
 from regrow.mix.stage import scratch_in
 from regrow.progress import note
 
@@ -83,7 +83,7 @@ def draw_general(
             break
         asked *= MORE
     if told["left_out"]:
-        note("general data: left out " + ", ".join(f"{n:,} rows with {why}" for why, n in told["left_out"].items()))
+        note(f"general data: left out {left_out_text(told['left_out'])}")
     dropped = {reason: n["dialogues"] for reason, n in cleaned.dropped.items()}
     return {**told, "kept": cleaned.dialogues["kept"], "kept_tokens": cleaned.tokens["kept"], "dropped": dropped,
             "unread": read.dropped}  # fmt: skip

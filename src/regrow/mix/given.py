@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,7 +65,9 @@ def write_given(
         writer.add(rows[index])
         drawn += 1
     if not writer.dialogues:
-        raise DataError("no row can be replayed", where=WHERE, hint=told(writer.left_out) or "there is no row")
+        raise DataError(
+            "no row can be replayed", where=WHERE, hint=left_out_text(writer.left_out) or "there is no row"
+        )
     write_corpus(
         out, writer.nodes, writer.dialogues, {"model": "none: rows of your own", "engine": "none", "seed": seed},
         about=GIVEN,
@@ -76,7 +78,7 @@ def write_given(
     }  # fmt: skip
 
 
-def told(left_out: Counter[str]) -> str:
+def left_out_text(left_out: Mapping[str, int]) -> str:
     """What was left out, in words."""
     return ", ".join(f"{n:,} rows with {reason}" for reason, n in sorted(left_out.items()))
 
