@@ -18,10 +18,10 @@ from experiments.jobs import in_parallel
 from experiments.tg_sft.data import domain_rows, general_dialogues, instruction, news_question, pick, read
 
 from regrow.curate.config import CurateConfig
+from regrow.evaluate.items import read_items
 from regrow.grow.config import GrowConfig
 from regrow.loops.config import RegrowthConfig
 from regrow.mix.config import MixConfig
-from regrow.pipeline import read_items
 from regrow.train.config import TrainConfig
 
 ARMS = ["plain", "fixed", "weights", "regrowth"]

@@ -22,10 +22,10 @@ from regrow.arms import PLAIN, at_ratio
 
 def measure(run: Path, out: Path) -> None:
     """Train and score; what the sweep scored is not scored again."""
+    from regrow.evaluate.items import read_items
     from regrow.evaluate.stage import evaluate
     from regrow.mix.stage import MixSummary
     from regrow.models.load import resolve_model
-    from regrow.pipeline import read_items
     from regrow.recipe import load_recipe
     from regrow.train.stage import train
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from experiments.jobs import in_parallel
 from experiments.tg_sft.data import domain_rows, items, real_rows
 
-from regrow.pipeline import read_items
+from regrow.evaluate.items import read_items
 
 TRAINED = [
     "sft",

@@ -16,9 +16,9 @@ from regrow.compare import compare, compare_sequence
 from regrow.errors import DataError, RecipeError, RunError
 from regrow.loops.pilot import with_pilot
 from regrow.outputs import check_new
-from regrow.pipeline import RunResult
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe
+from regrow.result import RunResult
 from regrow.runs import MANIFEST, Resume, finished_models
 from regrow.stages import Settings, StageSummary, curate, grow, mix, recipe_of, train
 from regrow.views import Evaluation

@@ -11,8 +11,9 @@ from regrow.arms import arms_of
 from regrow.data import read_data
 from regrow.errors import DataError
 from regrow.evaluate.config import EvalConfig
+from regrow.evaluate.items import read_items
 from regrow.outputs import own_folder
-from regrow.pipeline import read_items, sentence_encoder
+from regrow.pipeline import sentence_encoder
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, is_general, is_grown
 from regrow.data import best_rows, read_back, read_data, read_general, source_hash, split_data
 from regrow.evaluate.config import AFTER_SUITES
+from regrow.evaluate.items import read_items
 from regrow.plan import for_given, general_amount, grow_budget, pairs, planned
 from regrow.progress import note
 from regrow.recipe import Recipe, dump_recipe, parse_recipe
+from regrow.result import RunResult
 from regrow.runs import Resume, Run, StageResult, open_run
 
 if TYPE_CHECKING:
-    from regrow.evaluate.items import Item
     from regrow.evaluate.sources import Pair
     from regrow.grow.config import GrowConfig
     from regrow.loops.regrowth import Grounds
@@ -27,37 +27,6 @@ if TYPE_CHECKING:
 
 HALF_WAY = 0.5
 """Where the arm `interpolate` stands between base (0) and plain SFT (1)."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-        path: The run folder.
-        report: The page.
-        models: Arm -> model folder.
-        results: What stands in ``eval/results.json``.
-    """
-
-    path: Path
-    report: Path
-    models: dict[str, Path]
-    results: dict[str, Any]
-
-    def text(self) -> str:
-        """The table for the terminal, and where everything is."""
-        from regrow.report.build import load_report
-
-        lines = [load_report(self.path).text_table(), ""]
-        lines += [f"{arm + ' model':<14} {path}" for arm, path in self.models.items() if arm != BASE]
-        lines += [f"{'report':<14} {self.report}"]
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        from regrow.report.build import load_report
-
-        return load_report(self.path)._repr_html_()
 
 
 def run(recipe: Recipe, out: str | Path, *, resume: Resume = "auto") -> RunResult:
@@ -425,11 +394,3 @@ def sentence_encoder(recipe: Recipe) -> Encoder | None:
     from regrow.models.embed import load_encoder
 
     return None if recipe.grow.encoder == "none" else load_encoder(recipe.grow.encoder)
-
-
-def read_items(path: Path) -> list[Item]:
-    """Evaluation items that a stage of ours wrote."""
-    from regrow.evaluate.items import Item
-
-    with path.open(encoding="utf-8") as f:
-        return [Item(**json.loads(line)) for line in f]

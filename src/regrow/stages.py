@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from regrow.data import read_data
 from regrow.errors import RunError
+from regrow.evaluate.items import read_items
 from regrow.outputs import hold_beside, own_folder
-from regrow.pipeline import read_items, sentence_encoder
+from regrow.pipeline import sentence_encoder
 from regrow.preflight import check_trainable
 from regrow.recipe import Recipe, parse_recipe
 from regrow.views import facts_html, in_words

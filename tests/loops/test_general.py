@@ -61,6 +61,14 @@ def test_evaluation_items_and_held_out_rows_are_not_in_it(tiny_model_dir: Path, 
     assert error.value.where == "data.general"
 
 
+def test_a_first_draw_of_which_nothing_is_left_is_not_the_end(tiny_model_dir: Path, tmp_path: Path) -> None:
+    names = ("weir", "wren", "quartz", "violin", "comet", "treaty", "yeast", "glacier", "sonnet", "turbine", "heron")
+    rows = [talk(n, f"What is a {n} and where would I find one today?", f"A {n} is a {n}.") for n in names]
+    told, kept = drawn(tiny_model_dir, tmp_path / "out", rows, 1, mix=MixConfig(replay_unit="rows"),
+                       domain_rows=[r for r in rows if r.id != "quartz"])  # fmt: skip
+    assert [k for k in kept if "quartz" in k] == kept and told["drawn"] > 1
+
+
 def test_nothing_goes_for_its_quality(tiny_model_dir: Path, tmp_path: Path) -> None:
     rows = [talk("a", "Say nothing.", "."), talk("b", "Ring the bells.", "ding dong " * 60), talk("c", "???", "!!!")]
     told, kept = drawn(tiny_model_dir, tmp_path / "out", rows, 10**6)

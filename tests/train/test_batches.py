@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regrow.errors import RunError
-from regrow.train.batches import BlockSampler, Collator, TokenRows, best_fit_decreasing, make_packs
+from regrow.train.batches import Collator, TokenRows
+from regrow.train.packs import BlockSampler, best_fit_decreasing, make_packs
 from tests.train.helpers import random_rows, token_row, write_mix
 
 

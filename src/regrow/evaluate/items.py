@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from regrow.rows.row import Message
@@ -64,3 +66,9 @@ class Record:
     arm: str
     metrics: dict[str, float]
     output: str = ""
+
+
+def read_items(path: Path) -> list[Item]:
+    """Evaluation items that a stage of ours wrote."""
+    with path.open(encoding="utf-8") as f:
+        return [Item(**json.loads(line)) for line in f]

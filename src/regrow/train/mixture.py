@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from regrow.errors import RecipeError
 from regrow.mix.controller import Mixture, Shares, normalised
 from regrow.mix.mixtures import make_mixture
-from regrow.train.batches import make_packs
+from regrow.train.packs import make_packs
 from regrow.train.slots import SlotSampler
 
 if TYPE_CHECKING:

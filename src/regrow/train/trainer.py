@@ -16,13 +16,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from regrow.errors import ModelError, RecipeError
-from regrow.train.batches import BlockSampler, Collator, Document, TokenRows, make_packs
+from regrow.train.batches import Collator, Document, TokenRows
 from regrow.train.checkpoints import keep_newest, mark_complete, read_marker
 from regrow.train.config import TrainConfig
 from regrow.train.layout import choose_layout, head_takes_mask
 from regrow.train.mixture import MixturePlan, MixtureSampler, plan_mixture, plan_slots
 from regrow.train.monitor import make_monitor, watched_documents
 from regrow.train.objectives.replay import hard_loss, soft_loss
+from regrow.train.packs import BlockSampler, make_packs
 from regrow.train.schedules.infinite import infinite_schedule
 from regrow.train.slots import SlotPacks, SlotSampler
 from regrow.train.tree_attention import TreeAttention, why_not
