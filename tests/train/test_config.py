@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from regrow.errors import RecipeError
 from regrow.train import network
 from regrow.train.arguments import FIXED, OWN_KEY, make_arguments
+from regrow.train.batches import TokenRows
 from regrow.train.config import InfiniteSection, LaunchSection, LoraSection, SoftReplaySection, TrainConfig
 from regrow.train.stage import train
 from tests.train.helpers import largest_difference, log_lines, random_rows, write_mix
@@ -206,6 +207,26 @@ def test_an_even_weight_makes_replay_as_much_of_the_loss_as_of_the_tokens(tiny_m
     assert "train.replay_weight=even would make it" in said
     assert f"replay is {tokens['replay'] / sum(tokens.values()):.0%} of the tokens" in said
     assert f"and {loss['replay'] / sum(loss.values()):.0%} of the loss" in said
+
+
+@pytest.mark.parametrize("weight", [0, -1, "Even", "0.5", True, float("nan"), float("inf")])
+def test_what_is_no_weight_is_refused(weight):
+    with pytest.raises(ValueError, match="a number above 0, or even"):
+        TrainConfig(replay_weight=weight)
+
+
+def test_rows_that_join_later_do_not_move_an_even_weight(tiny_model_dir, tmp_path):
+    rows = random_rows(16)
+    mix = write_mix(tmp_path / "mix", rows) / "train.parquet"
+    more = (
+        write_mix(tmp_path / "more", [r for r in random_rows(16, seed=1) if r["source"] == "replay"]) / "train.parquet"
+    )
+    alone, joined = (
+        TokenRows(mix, max_length=64, topk=False, cache_dir=tmp_path / f"cache{len(parts)}", parts=parts)
+        for parts in ([], [more])
+    )
+    assert len(joined) > len(alone)
+    assert joined.tokens == alone.tokens and joined.loss == alone.loss and alone.tokens["replay"] > 0
 
 
 def test_without_replay_there_is_nothing_to_weigh(tiny_model_dir, tmp_path, capsys):
