@@ -24,16 +24,19 @@ from regrow.train.config import TrainConfig
 SKILLS = [f"s{i}" for i in range(1, 6)]
 GRAPH = {s: {} for s in SKILLS} | {"s2": {"s1": 0.5, "s3": 0.5, "s4": 0.5}}
 """The graph in the authors' LEGO script: off-diagonal edges are 0.5."""
+STEPS, BATCH, UPDATES, LOOKS, LEARNING_RATE = 1200, 64, 6, 8, 5e-4
+"""The authors: 6,000 steps of 32, six updates with twenty looks between two, 5e-5 on a pretrained GPT-Neo of 125 M
+parameters."""
+HELD_OUT = 100
+"""Chains a skill that the controller measures."""
 ARMS = {
     "stratified": {"controller": "uniform"},
-    "skill-it": {"controller": "skill-it", "graph": GRAPH, "eta": 0.5},
+    "skill-it": {"controller": "skill-it", "graph": GRAPH, "eta": 0.5, "looks": LOOKS},
 }
 WORDS = ["<pad>", "0", "1", "+", "-", "=", ";", "?", ":", *string.ascii_lowercase]
 LETTERS = 10
 TRAIN, TEST = 6000, 500
 """Chains a skill."""
-STEPS, BATCH, UPDATES, LEARNING_RATE = 1200, 64, 6, 5e-4
-"""The authors: 6,000 steps of 32, six updates, 5e-5 on a pretrained GPT-Neo of 125 M parameters."""
 
 
 def chain(rng: np.random.Generator, skill: int, shuffled: bool) -> list[str]:
@@ -106,7 +109,7 @@ def job(out: Path, arm: str, seed: int, shuffled: bool, steps: int) -> None:
     cfg = TrainConfig(
         learning_rate=LEARNING_RATE, max_steps=steps, per_device_train_batch_size=BATCH, warmup_ratio=0.02,
         save_steps=10**6, logging_steps=steps // UPDATES, weight_decay=0.0,
-        mixture={"update_steps": steps // UPDATES, "holdout_rows": 200} | ARMS[arm],
+        mixture={"update_steps": steps // UPDATES // LOOKS, "holdout_rows": HELD_OUT} | ARMS[arm],
     )  # fmt: skip
     mix = write_mix(folder / "mix", seed, shuffled)
     train(model, mix, cfg, folder / "train", seed=seed, label=f"{arm}/{seed}")
@@ -136,7 +139,7 @@ def analyse(out: Path, to: Path, seeds: list[int], shuffled: bool, steps: int) -
     facts = {"mean_accuracy": mean, "runs": found, "versions": versions(),
              "machine": f"{platform.machine()}, one thread",
              "protocol": {"steps": steps, "batch": BATCH, "learning_rate": LEARNING_RATE, "shuffled": shuffled,
-                          "updates": UPDATES, "chains": TRAIN}}  # fmt: skip
+                          "updates": UPDATES, "looks": LOOKS, "held_out": HELD_OUT, "chains": TRAIN}}  # fmt: skip
     (to / "summary.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (to / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))

@@ -26,7 +26,7 @@ from regrow.train.config import TrainConfig
 SEQUENCE = ("general", "law", "medicine", "code")
 TRAIN, TEST = 150, 60
 """Texts a domain."""
-EPOCHS, BATCH, LEARNING_RATE, VOCABULARY = 40, 8, 1e-3, 2000
+EPOCHS, BATCH, LEARNING_RATE, VOCABULARY = 20, 8, 1e-3, 2000
 ARMS = ("cosine", "constant", "low", "infinite")
 LOW = LEARNING_RATE / 4
 """The flat rate of the infinite schedule, held by the arm ``low`` throughout: the rate without the shape."""

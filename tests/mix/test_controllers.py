@@ -21,6 +21,7 @@ def test_skill_it_golden_weights_on_lego():
     """The authors' LEGO script: five skills, eta 0.5; recorded numbers."""
     mixture = SkillIt(LEGO, eta=0.5)
     assert list(mixture.weights().values()) == pytest.approx([0.16348, 0.34608, 0.16348, 0.16348, 0.16348], abs=5e-6)
+    mixture.update(dict.fromkeys(SKILLS, 1.0))
     mixture.update(dict(zip(SKILLS, (0.2, 1.5, 0.9, 1.0, 0.4), strict=True)))
     assert list(mixture.weights().values()) == pytest.approx([0.12115, 0.3923, 0.17192, 0.18074, 0.13389], abs=5e-6)
 
@@ -33,15 +34,31 @@ def test_skill_it_golden_weights_with_a_target():
 
 def test_skill_it_sums_its_window_and_forgets_what_is_older():
     mixture = SkillIt({"a": {}, "b": {}}, eta=0.5, window=2)
-    for losses in ((9.0, 1.0), (1.0, 2.0), (1.0, 3.0)):
+    for losses in ((1.0, 1.0), (9.0, 1.0), (1.0, 2.0), (1.0, 3.0)):
         mixture.update({"a": losses[0], "b": losses[1]})
     shares = mixture.weights()
     assert shares["b"] / shares["a"] == pytest.approx(math.exp(0.5 * (5 - 2)))
     wanted = SkillIt({"a": {}, "b": {}}, eta=0.5, window=2, targets=["b"])
+    wanted.update({"a": 1.0, "b": 1.0})
     wanted.update({"a": 1.0, "b": 2.0})
     wanted.update({"a": 1.0, "b": 4.0})
     shares = wanted.weights()
     assert shares["b"] / shares["a"] == pytest.approx(math.exp(0.5 * 3)), "averaged, not summed, with a target"
+
+
+def test_skill_it_waits_for_the_first_step_and_for_its_looks():
+    """The loss of a model that knows nothing yet would give one skill nearly everything, for as long as it is in the
+    window."""
+    mixture = SkillIt({"a": {}, "b": {}}, eta=0.5, window=2, looks=3)
+    before = mixture.weights()
+    for losses in ((9.0, 1.0), (5.0, 1.0), (1.0, 2.0)):
+        mixture.update({"a": losses[0], "b": losses[1]})
+        assert mixture.weights() == before
+    mixture.update({"a": 1.0, "b": 3.0})
+    shares = mixture.weights()
+    assert shares["b"] / shares["a"] == pytest.approx(math.exp(0.5 * (5 - 2)))
+    mixture.update({"a": 7.0, "b": 1.0})
+    assert mixture.weights() == shares
 
 
 def test_skill_it_says_when_its_graph_says_nothing():
@@ -118,7 +135,7 @@ def test_shares_stay_shares_and_a_resumed_mixture_goes_on_alike(kind, losses, cu
             "fostering": lambda: Fostering(start, {"a": 0.5}),
             "code": lambda: Fostering(start, rule="code"),
             "expansion": lambda: Expansion(start, "a"),
-            "skill-it": lambda: SkillIt({"a": {"b": 0.5}, "b": {}, "c": {}}, initial=start),
+            "skill-it": lambda: SkillIt({"a": {"b": 0.5}, "b": {}, "c": {}}, initial=start, looks=2),
             "static": lambda: Static(start),
         }[kind]()
 

@@ -134,7 +134,7 @@ def test_each_key_reaches_its_controller():
         ),
         (
             {"controller": "skill-it", "graph": {"law": {}, "code": {"law": 0.3}}},
-            [{"eta": 0.1}, {"window": 1}, {"target": "law"}, {"weights": {"law": 1, "code": 9}}],
+            [{"eta": 0.1}, {"window": 1}, {"looks": 3}, {"target": "law"}, {"weights": {"law": 1, "code": 9}}],
         ),
     ):
         usual = after(**base)

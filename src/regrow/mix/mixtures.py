@@ -61,8 +61,10 @@ class MixtureSection(Section):
     eta: float = Field(default=0.5, ge=0)
     """``skill-it``: size of the tilt; the authors use 0.1 to 0.8."""
     window: int = Field(default=3, ge=1)
-    """``skill-it``: measurements that count; the authors' 3."""
-
+    """``skill-it``: measurements that count; the authors' 3. The one before the first step never does."""
+    looks: int = Field(default=1, ge=1)
+    """``skill-it``: measurements between two changes of the shares. The authors' LEGO script has 20, so that its
+    window is of the last moments alone; 1 costs the fewest measurements."""
     tilt: float = Field(default=0.5, ge=0, le=1)
     """``forgetting``: how much of the replay follows the forgetting; every topic keeps ``1 - tilt`` of its share.
     [G]: half, so that no topic can lose more than half of its replay to a noisy measurement."""
@@ -127,4 +129,6 @@ def make_mixture(cfg: MixtureSection, shares: Mapping[str, float]) -> Mixture:
         note(f"mixture: {said}")
     graph = {i: cfg.graph[i] for i in domains}
     targets = [cfg.target] if cfg.target else None
-    return SkillIt(graph, eta=cfg.eta, window=cfg.window, targets=targets, initial=cfg.weights or None)
+    return SkillIt(
+        graph, eta=cfg.eta, window=cfg.window, looks=cfg.looks, targets=targets, initial=cfg.weights or None
+    )
