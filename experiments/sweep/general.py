@@ -54,7 +54,7 @@ def differences(folder: Path, suite: str, seed: int) -> list[dict[str, Any]]:
     records = [r for r in saved.records() if r.suite in ("heldout", suite)]
     results = summarise(records, arms := saved.results["arms"], recipe.evaluate, seed=seed)
     pairs = [
-        Pair(p["grown"], p["general"], *(Replayed(*x) for x in zip(p["tokens"], p["loss"], strict=True)))
+        Pair(p["grown"], p["other"], *(Replayed(*x) for x in zip(p["tokens"], p["loss"], strict=True)))
         for p in saved.results["sources"]
     ]
     return compare_sources(tables(records, arms), results, pairs, recipe.evaluate, seed=seed)

@@ -15,6 +15,7 @@ from regrow.arms import GENERAL, PLAIN, REPLAY, STAGE_TWO, ratio_in
 from regrow.compare import compare, compare_sequence
 from regrow.errors import DataError, RecipeError, RunError
 from regrow.loops.pilot import with_pilot
+from regrow.loops.regrowth import with_regrown
 from regrow.outputs import check_new
 from regrow.pipeline import run as _run
 from regrow.recipe import Recipe, load_recipe
@@ -93,6 +94,7 @@ def sweep(
     replay_ratios: Sequence[float] = (0, 0.01, 0.05, 0.1, 0.2, 0.4),
     equal_tokens: bool = False,
     general: str | Path | None = None,
+    regrown: int | None = None,
     method: Literal["full", "lora"] | None = None,
     epochs: float | None = None,
     seed: int = 0,
@@ -108,6 +110,8 @@ def sweep(
         replay_ratios: Shares of the final training tokens that are replay, 0 (plain SFT) among them.
         equal_tokens: Train every model on as many tokens as the one with the most replay.
         general: As in `tune`; one model more for each ratio.
+        regrown: Tokens to grow on demand; one model more for each ratio, with as much replay, that follows what is
+            being forgotten (docs/systems/regrowth.md).
         method: Train all weights or LoRA adapters.
         epochs: Passes over ``data``.
         seed: All randomness comes from it.
@@ -131,6 +135,8 @@ def sweep(
         train__num_train_epochs=epochs,
         seed=seed,
     )
+    if regrown is not None:
+        recipe = with_regrown(recipe, regrown)
     return _run(recipe, output, resume=resume)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+Source = Literal["grown", "general", "regrown"]
 
 BASE = "base"
 PLAIN = "sft"
@@ -10,33 +13,55 @@ REPLAY = "regrow"
 INTERPOLATE = "interpolate"
 GENERAL = "general"
 """Replay out of a file of the user's own."""
-AT_RATIO, GENERAL_AT_RATIO = "replay-", "general-"
+AT_RATIO: dict[Source, str] = {"grown": "replay-", "general": "general-", "regrown": "regrown-"}
+"""Where the replay of a sweep's arm is from -> how the arm's name begins."""
 STAGE_ONE, STAGE_TWO, ONE_STAGE = "stage1", "stage2", "one-stage"
 """Of a gradual fine-tuning."""
 
 
-def at_ratio(ratio: float, *, general: bool = False) -> str:
+def at_ratio(ratio: float, source: Source = "grown") -> str:
     """The arm of a replay ratio in a sweep; that of ratio 0 is plain SFT."""
-    return f"{GENERAL_AT_RATIO if general else AT_RATIO}{ratio:g}" if ratio else PLAIN
+    return f"{AT_RATIO[source]}{ratio:g}" if ratio else PLAIN
 
 
 def ratio_in(arm: str) -> float | None:
     """The replay ratio in an arm's name (``replay-0.05``, ``general-0.05``); None for any other arm."""
-    prefix = next((p for p in (AT_RATIO, GENERAL_AT_RATIO) if arm.startswith(p)), None)
+    prefix = next((p for p in AT_RATIO.values() if arm.startswith(p)), None)
     try:
         return None if prefix is None else float(arm.removeprefix(prefix))
     except ValueError:
         return None
 
 
+def source_of(arm: str) -> Source | None:
+    """Where an arm's replay is from: ``grown`` once, out of the base; ``general``, a file of the user's own;
+    ``regrown``, a corpus that grew on where the training was forgetting. None for an arm of no replay."""
+    if arm in (BASE, PLAIN, INTERPOLATE):
+        return None
+    if arm == GENERAL:
+        return "general"
+    named: Source | None = next((s for s, prefix in AT_RATIO.items() if arm.startswith(prefix)), None)
+    return named if named is not None and ratio_in(arm) is not None else "grown"
+
+
+def replay_text(arm: str) -> str:
+    """What an arm of a sweep replays, for readers."""
+    return {"general": "general data", "regrown": "replay, regrown"}.get(source_of(arm) or "", "replay")
+
+
 def is_general(arm: str) -> bool:
     """Whether an arm's replay is the user's own general data and not grown."""
-    return arm == GENERAL or (arm.startswith(GENERAL_AT_RATIO) and ratio_in(arm) is not None)
+    return source_of(arm) == "general"
 
 
 def is_grown(arm: str) -> bool:
-    """Whether an arm of a run is trained on grown replay."""
-    return arm not in (BASE, PLAIN, INTERPOLATE) and not is_general(arm)
+    """Whether an arm of a run is trained on a corpus grown once."""
+    return source_of(arm) == "grown"
+
+
+def is_regrown(arm: str) -> bool:
+    """Whether an arm's replay grows on where its training forgets."""
+    return source_of(arm) == "regrown"
 
 
 def main_arm(arms: Sequence[str], chosen: str | None = None) -> str | None:

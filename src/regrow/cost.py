@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.arms import is_grown
+from regrow.arms import is_grown, is_regrown
 from regrow.data import best_rows, read_data, split_data
 from regrow.loops.pilot import pilot_recipe, pilot_rows
 from regrow.plan import grow_budget
@@ -128,7 +128,9 @@ def estimate(recipe: Recipe) -> Cost:
         cfg = grow_budget(recipe, model.path, train)
         stored = TOKEN_BYTES + TOP_BYTES * cfg.top_logprobs
         expected = estimate_cost(cfg)
-        more = 1 + recipe.regrowth.tokens / max(1, expected.kept_tokens)  # the budget of regrowth, if it is all spent
+        trainings = sum(map(is_regrown, arms)) or 1
+        budget = recipe.regrowth.tokens * trainings  # if it is all spent
+        more = 1 + budget / max(1, expected.kept_tokens)
         grown, sampled = round(expected.kept_tokens * more), round(expected.sampled_tokens * more)
     tokens = {arm: _trained(recipe, domain, len(train), arm, ratio) for arm, ratio in arms.items()}
     pilot = pilot_rows(train, recipe.auto, recipe.seed) if recipe.auto.pilot_rows else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, is_general, is_grown
+from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, is_general, is_grown, is_regrown
 from regrow.data import best_rows, read_back, read_data, read_general, source_hash, split_data
 from regrow.evaluate.config import AFTER_SUITES
 from regrow.evaluate.items import read_items
@@ -83,7 +83,7 @@ class _Chain:
                 note(f"grow: {grow_cfg.tokens:,} tokens, for a replay_ratio of {max(ratios.values())}")
             grown = self.grow(grow_cfg)
             corpus = self.curate(grown, suites, data, heldout)
-            if recipe.train.mixture.controller == "forgetting":
+            if recipe.train.mixture.controller == "forgetting" or recipe.sweep.regrown:
                 regrowth = self.grounds(grow_cfg, grown, corpus, suites, heldout)
         general = None
         if any(map(is_general, ratios)):
@@ -94,8 +94,10 @@ class _Chain:
         for arm, ratio in ratios.items():
             source = None if arm == PLAIN else general if is_general(arm) else corpus
             mixed = self.mix(arm, ratio, data, train_rows, heldout, source, corpus)
-            trained[arm] = self.train(arm, mixed, regrowth if arm == REPLAY else None)
-            replayed[arm] = Replayed(mixed.facts["replay"]["tokens"], trained[arm].facts.get("replay_loss"))
+            trained[arm] = self.train(arm, mixed, regrowth if arm == REPLAY or is_regrown(arm) else None)
+            facts = trained[arm].facts
+            tokens = mixed.facts["replay"]["tokens"]
+            replayed[arm] = Replayed(tokens, facts.get("replay_loss"), facts.get("regrown_tokens", 0))
             models[arm] = trained[arm].path / trained[arm].facts["model"]
         if INTERPOLATE in (recipe.arms or []):
             trained[INTERPOLATE] = self.interpolate(models[PLAIN], trained[PLAIN])
@@ -301,13 +303,10 @@ class _Chain:
 
     def train(self, arm: str, mixed: StageResult, regrowth: Grounds | None) -> StageResult:
         def work(folder: Path) -> dict[str, Any]:
-            from regrow.loops.regrowth import train_with_regrowth
+            from regrow.loops.regrowth import regrown_tokens, train_with_regrowth
             from regrow.train.stage import train
 
-            # The mix has all epochs laid out, each with its own replay; the trainer passes over it once.
-            cfg = self.recipe.train.model_copy(update={"num_train_epochs": 1.0})
-            if is_general(arm):  # the base's distribution over what others wrote is not stored
-                cfg = cfg.model_copy(update={"replay_loss": "hard"})
+            cfg = self.recipe.train_of(arm)
             if regrowth is None:
                 done = train(self.model.path, mixed.path, cfg, folder, seed=self.seed, label=arm)
             else:
@@ -315,7 +314,8 @@ class _Chain:
                     self.recipe.regrowth, self.model, mixed.path, self.recipe.mix, cfg, regrowth, folder,
                     seed=self.seed, label=arm,
                 )  # fmt: skip
-            return {**done.to_dict(), "model": str(Path(done.model_path).relative_to(folder))}
+            facts = {**done.to_dict(), "model": str(Path(done.model_path).relative_to(folder))}
+            return facts if regrowth is None else {**facts, "regrown_tokens": regrown_tokens(folder)}
 
         inputs = self.inputs("train", self.recipe.train, mixed=mixed.output_hash)
         if regrowth is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regrow.arms import INTERPOLATE, is_general, is_grown
+from regrow.arms import INTERPOLATE, is_general, is_grown, is_regrown
 from regrow.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ def grow_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> G
 
 
 def pairs(ratios: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Arms with grown replay, each with the one that has general data at its ratio."""
-    general = {ratio: arm for arm, ratio in ratios.items() if is_general(arm)}
-    return [(arm, general[ratio]) for arm, ratio in ratios.items() if is_grown(arm) and ratio in general]
+    """Arms with replay grown once, each with those that have other replay at its ratio."""
+    grown = {ratio: arm for arm, ratio in ratios.items() if is_grown(arm)}
+    others = {arm: ratio for arm, ratio in ratios.items() if is_general(arm) or is_regrown(arm)}
+    return [(grown[ratio], arm) for arm, ratio in others.items() if ratio in grown]
 
 
 def for_given(cfg: CurateConfig) -> CurateConfig:

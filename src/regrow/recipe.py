@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from regrow.arms import GENERAL, INTERPOLATE, PLAIN, REPLAY, at_ratio, is_grown
+from regrow.arms import GENERAL, INTERPOLATE, PLAIN, REPLAY, Source, at_ratio, is_general, is_grown, is_regrown
 from regrow.curate.config import CurateConfig
 from regrow.errors import RecipeError
 from regrow.evaluate.config import EvalConfig
@@ -104,10 +104,22 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _can_regrow(self) -> Recipe:
         watching = self.train.mixture.controller == "forgetting"
-        if self.regrowth.tokens and not watching:
+        if self.regrowth.tokens and not (watching or self.sweep.regrown):
             raise ValueError("regrowth.tokens needs train.mixture.controller: forgetting, which says what to grow")
         if watching and not self.curate.watch_dialogues:
             raise ValueError("train.mixture.controller: forgetting needs curate.watch_dialogues, say 8")
+        return self
+
+    @model_validator(mode="after")
+    def _can_sweep_regrown(self) -> Recipe:
+        if not self.sweep.regrown:
+            return self
+        if not self.sweep.replay_ratios:
+            raise ValueError("sweep.regrown is for a sweep; name sweep.replay_ratios")
+        if not (self.regrowth.tokens and self.curate.watch_dialogues):
+            raise ValueError("sweep.regrown needs regrowth.tokens (the budget) and curate.watch_dialogues, say 8")
+        if self.train.mixture.controller != "none":
+            raise ValueError("sweep.regrown compares with a fixed ratio, with train.mixture.controller: none")
         return self
 
     @model_validator(mode="after")
@@ -127,14 +139,26 @@ class Recipe(Section):
     def arm_ratios(self) -> dict[str, float]:
         """The arms to train, plain SFT first, and the replay ratio of each."""
         if self.sweep.replay_ratios:
-            sources = (False, True) if self.data.general else (False,)
-            return {at_ratio(r, general=general): r for general in sources for r in self.sweep.replay_ratios}
+            there: dict[Source, bool] = {
+                "grown": True, "general": bool(self.data.general), "regrown": self.sweep.regrown,
+            }  # fmt: skip
+            return {at_ratio(r, s): r for s, wanted in there.items() if wanted for r in self.sweep.replay_ratios}
         ratios = {PLAIN: 0.0, REPLAY: self.mix.replay_ratio}
         if self.data.general:
             ratios[GENERAL] = self.mix.replay_ratio
         if self.arms is not None:
             return {arm: ratio for arm, ratio in ratios.items() if arm in self.arms}
         return {arm: ratio for arm, ratio in ratios.items() if arm != PLAIN or self.compare}
+
+    def train_of(self, arm: str) -> TrainConfig:
+        """How an arm is trained on its mix, which has all epochs laid out, each with its own replay."""
+        train = self.train.model_copy(update={"num_train_epochs": 1.0})
+        if is_general(arm):  # the base's distribution over what others wrote is not stored
+            return train.model_copy(update={"replay_loss": "hard"})
+        if is_regrown(arm):
+            mixture = train.mixture.model_copy(update={"controller": "forgetting"})
+            return train.model_copy(update={"mixture": mixture})
+        return train
 
     def epochs_of(self, arm: str) -> float:
         """Passes of an arm over the user's data."""

@@ -89,7 +89,7 @@ def test_both_are_set_beside_each_other(finished: tuple[Path, str]) -> None:
     out, said = finished
     results = json.loads((out / "eval/results.json").read_text())
     (pair,) = results["sources"]
-    assert (pair["grown"], pair["general"]) == ("regrow", "general")
+    assert (pair["grown"], pair["other"]) == ("regrow", "general")
     assert pair["tokens"] == [sum(r["n_tokens"] for r in replayed(out, arm)) for arm in ("regrow", "general")]
     assert pair["loss"] == ["hard", "hard"]
     assert (pair["gain"]["suite"], pair["forgetting"]["suite"]) == ("heldout", "own-dialogues")
@@ -142,7 +142,7 @@ def test_in_a_sweep_each_ratio_has_one_and_none_is_recommended(folder: Path, tmp
     assert found["arms"]["general-0.1"]["above"]["than"] == "replay-0.1"
     assert not any(x["above"]["than"].startswith("general") for x in found["arms"].values())
     assert found["arm"] is None or not found["arm"].startswith("general")
-    assert [(p["grown"], p["general"]) for p in results["sources"]] == [
+    assert [(p["grown"], p["other"]) for p in results["sources"]] == [
         ("replay-0.1", "general-0.1"), ("replay-0.3", "general-0.3")
     ]  # fmt: skip
     small, large = ([r["id"] for r in replayed(tmp_path / "run", f"general-{x}")] for x in ("0.1", "0.3"))

@@ -94,6 +94,15 @@ def sweep(
         ),
     ] = None,
     general: General = None,
+    regrown: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            min=1,
+            help="One model more for each ratio, whose replay follows what is being forgotten; up to TOKENS are grown "
+            "anew for each.",
+        ),
+    ] = None,
     method: Method = None,
     epochs: Epochs = None,
     seed: Seed = None,
@@ -106,6 +115,8 @@ def sweep(
     Everything before the mix is done once, and all models are scored on the same items. Run it again with another list
     of ratios and only the new ones are trained, as long as the largest stays.
     """
+    from regrow.loops.regrowth import with_regrown
+
     given: dict[str, object] = {
         "model__model_name_or_path": model,
         "data__path": data,
@@ -119,6 +130,8 @@ def sweep(
     chosen = settings(recipe, set_, **given)
     if not chosen.sweep.replay_ratios:  # neither named here nor in the recipe
         chosen = settings(recipe, set_, **{**given, "sweep__replay_ratios": _numbers(RATIOS)})
+    if regrown is not None:
+        chosen = with_regrown(chosen, regrown)
     _go(chosen, output, resume)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regrow.arms import PLAIN, at_ratio, is_general
+from regrow.arms import PLAIN, at_ratio, is_general, is_regrown, source_of
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.tables import SuiteTable, paired
 from regrow.evaluate.verdict import amount_text, bounds_text, too_few
@@ -24,8 +24,8 @@ class Sweep:
     """What is compared.
 
     Attributes:
-        ratios: Trained arm -> replay ratio; plain SFT with 0 among them. Arms with general data are set beside the
-            others and not recommended.
+        ratios: Trained arm -> replay ratio; plain SFT with 0 among them. Arms whose replay is not grown once
+            (general data, regrown) are set beside the others and not recommended.
         margin: A difference that does not matter, in points.
         margin_nats: The same where a suite is measured in nats per token.
     """
@@ -60,10 +60,10 @@ def compare_ratios(
         ``rule``, ``arm`` and ``ratio`` recommended (None when there is none), ``sentence``, ``notes``, ``on``
         (``gain`` and ``forgetting``: ``suite``, ``unit``, ``margin``), and ``arms``: arm -> ``ratio``, ``gain`` and
         ``forgetting`` (against the base, positive as named), ``above`` (what it forgets above the arm named in
-        ``than``, the one of the largest upper bound; of an arm with general data the grown one of its ratio) and
-        ``below_plain`` (gain below plain SFT's), each with ``value`` and ``ci``, ``source`` of its replay (``grown``
-        or ``general``), whether it ``keeps`` and ``learns``, and whether it is on the ``front``: no other arm has both
-        estimates at least as good and one better.
+        ``than``, the one of the largest upper bound; of an arm beside the others the grown one of its ratio) and
+        ``below_plain`` (gain below plain SFT's), each with ``value`` and ``ci``, ``source`` of its replay (``grown``,
+        ``general`` or ``regrown``; plain SFT counts as grown), whether it ``keeps`` and ``learns``, and whether it is
+        on the ``front``: no other arm has both estimates at least as good and one better.
     """
     out: dict[str, Any] = {"rule": RULE, "arm": None, "ratio": None, "notes": [], "arms": {}}
     gain, lost = results["gain"], results["forgetting"]
@@ -80,16 +80,16 @@ def compare_ratios(
         for what, t, suite in (("gain", gained, on_gain), ("forgetting", kept, on_lost))
     }
     margin, given_up = out["on"]["forgetting"]["margin"], out["on"]["gain"]["margin"] or 0.0
-    arms = sorted(sweep.ratios, key=lambda a: (is_general(a), sweep.ratios[a]))
-    grown = [a for a in arms if not is_general(a)]
+    arms = sorted(sweep.ratios, key=lambda a: (is_general(a), is_regrown(a), sweep.ratios[a]))
+    grown = [a for a in arms if not (is_general(a) or is_regrown(a))]
     for arm in arms:
-        others = [at_ratio(sweep.ratios[arm])] if is_general(arm) else [a for a in grown if a != arm]
+        others = [a for a in grown if a != arm] if arm in grown else [at_ratio(sweep.ratios[arm])]
         against = [{"than": a, **paired(kept, arm, a, worse, cfg, seed)} for a in others]
         above = max(against, key=lambda d: d["ci"][1])
         below = paired(gained, arm, PLAIN, less, cfg, seed)
         out["arms"][arm] = {
             "ratio": sweep.ratios[arm],
-            "source": "general" if is_general(arm) else "grown",
+            "source": source_of(arm) or "grown",
             "gain": {k: gain[arm][k] for k in ("value", "ci")},
             "forgetting": {k: lost[arm][k] for k in ("value", "ci")},
             "above": above,

@@ -1,4 +1,4 @@
-"""Grown replay against general data of the user at the same ratio."""
+"""Replay grown once against other replay at the same ratio: general data of the user, or regrown on demand."""
 
 from __future__ import annotations
 
@@ -6,30 +6,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regrow.arms import ratio_in
+from regrow.arms import Source, ratio_in, source_of
 from regrow.evaluate.config import EvalConfig
 from regrow.evaluate.tables import SuiteTable, paired
 from regrow.evaluate.verdict import amount_text, bounds_text
 
 LOSSES = {"soft": "soft loss", "hard": "ordinary loss"}
+OTHERS: dict[Source | None, str] = {
+    "general": "your general data",
+    "regrown": "replay regrown where it was forgetting",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What an arm replayed: tokens, and the loss on them (None without any)."""
+    """What an arm replayed.
+
+    Attributes:
+        tokens: Of replay in its stream.
+        loss: On them; None without any.
+        regrown: Tokens grown for it while it trained.
+    """
 
     tokens: int
     loss: str | None
+    regrown: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An arm with grown replay and the one with general data, and what each replayed."""
+    """An arm with replay grown once and another at its ratio, and what each replayed."""
 
     grown: str
-    general: str
+    other: str
     of_grown: Replayed
-    of_general: Replayed
+    of_other: Replayed
 
 
 def compare_sources(
@@ -40,7 +51,7 @@ def compare_sources(
     *,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Set arms with grown replay beside those with as much general data.
+    """Set arms with replay grown once beside those with as much other replay.
 
     Args:
         found: All arms on the same items.
@@ -50,24 +61,25 @@ def compare_sources(
         seed: Of the resampling.
 
     Returns:
-        One a pair: ``grown``, ``general``, ``tokens`` and ``loss`` of each's replay, and of what was measured
-        ``gain`` (how much more the grown arm learned) and ``forgetting`` (how much less it forgot), each with
-        ``suite``, ``unit``, ``value`` and ``ci``; paired intervals over items. ``sentence`` says it.
+        One a pair: ``grown`` and ``other``, the arms; ``source`` of the other (``general``, ``regrown``); ``tokens``
+        and ``loss`` of each's replay and the tokens ``regrown`` for the other; and of what was measured ``gain`` (how
+        much more the grown arm learned) and ``forgetting`` (how much less it forgot), each with ``suite``, ``unit``,
+        ``value`` and ``ci``; paired intervals over items. ``sentence`` says it.
     """
     tables = {t.name: t for t in found}
     out = []
     for pair in pairs:
-        both = (pair.of_grown, pair.of_general)
+        both = (pair.of_grown, pair.of_other)
         told: dict[str, Any] = {
-            "grown": pair.grown, "general": pair.general,
-            "tokens": [x.tokens for x in both], "loss": [x.loss for x in both],
+            "grown": pair.grown, "other": pair.other, "source": source_of(pair.other),
+            "tokens": [x.tokens for x in both], "loss": [x.loss for x in both], "regrown": pair.of_other.regrown,
         }  # fmt: skip
         for what in ("gain", "forgetting"):
             if not results[what]:
                 continue
             suite = results[what][pair.grown]["suite"]
             sign = 1.0 if results["suites"][suite]["higher_is_better"] else -1.0
-            difference = paired(tables[suite], pair.grown, pair.general, sign, cfg, seed)
+            difference = paired(tables[suite], pair.grown, pair.other, sign, cfg, seed)
             told[what] = {"suite": suite, "unit": results["suites"][suite]["unit"], **difference}
         out.append({**told, "sentence": _sentence(told)})
     return out
@@ -89,10 +101,13 @@ def _sentence(told: dict[str, Any]) -> str:
             widest = amount_text(max(abs(low), abs(high)), unit)
             clauses.append(f"no difference on {suite} that can be told from chance (at most {widest})")
     at = f" at {100 * ratio:g} %" if ratio is not None else ""
-    grown, general = (
+    grown, other = (
         f"{n:,} tokens" + (f", {LOSSES[loss]}" if loss in LOSSES else "")
         for n, loss in zip(told["tokens"], told["loss"], strict=True)
     )
+    if told["source"] == "regrown":
+        other += f"; {told['regrown']:,} tokens more grown for it"
     return (
-        f"Grown replay{at} ({grown}), against your general data ({general}): {'; '.join(clauses) or 'not measured'}."
+        f"Grown replay{at} ({grown}), against {OTHERS[told['source']]} ({other}): "
+        f"{'; '.join(clauses) or 'not measured'}."
     )

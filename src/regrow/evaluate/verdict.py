@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from regrow.arms import BASE, GENERAL, PLAIN, REPLAY, is_general, main_arm, ratio_in
+from regrow.arms import BASE, GENERAL, PLAIN, REPLAY, main_arm, ratio_in, replay_text
 
 NAMES = {BASE: "the base", PLAIN: "plain SFT", REPLAY: "the model with replay",
          GENERAL: "the model with general data"}  # fmt: skip
@@ -47,7 +47,7 @@ def _name(arm: str) -> str:
     ratio = ratio_in(arm)
     if ratio is None:
         return NAMES.get(arm, f"'{arm}'")
-    return f"the model with {100 * ratio:g} % {'general data' if is_general(arm) else 'replay'}"
+    return f"the model with {100 * ratio:g} % {replay_text(arm)}"
 
 
 def harmed(suite: dict[str, Any], arm: str) -> bool:

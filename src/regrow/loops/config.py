@@ -40,7 +40,7 @@ class AutoConfig(Section):
 
 class RegrowthConfig(Section):
     """More branches for topics that are being forgotten, grown out of the original model while another is trained.
-    Needs ``train.mixture.controller: forgetting`` and ``curate.watch_dialogues``."""
+    Needs ``curate.watch_dialogues``, and ``train.mixture.controller: forgetting`` or ``sweep.regrown``."""
 
     tokens: int = Field(default=0, ge=0)
     """Budget in tokens of distinct turns, over all rounds [G]. 0: no growth; the mixture alone follows the
@@ -62,6 +62,9 @@ class SweepConfig(Section):
     equal_tokens: bool = False
     """Every model trains on as many tokens as the one with the most replay: those with less replay pass over your data
     more often. Off: every model sees your data equally often, and more replay is more training."""
+    regrown: bool = False
+    """Beside each ratio a model more with as many replay tokens, whose replay follows what is being forgotten
+    (``train.mixture``'s ``forgetting``) and grows on up to ``regrowth.tokens``. Needs ``curate.watch_dialogues``."""
     margin: float = Field(default=2.0, ge=0)
     """A difference between two ratios that does not matter to you, in points of a score between 0 and 100: forgetting
     that you would accept for less replay, learning that you would give up for more. Our choice; 600 items resolve it

@@ -40,11 +40,14 @@ if TYPE_CHECKING:
     from regrow.engines.base import Engine
     from regrow.evaluate.items import Item
     from regrow.models.load import ResolvedModel
+    from regrow.recipe import Recipe
     from regrow.rows.row import Row
     from regrow.train.pause import Part, Paused
     from regrow.train.summary import TrainSummary
 
 SUMMARY = "regrowth.json"
+WATCH = 8
+"""Dialogues of each topic that are watched when nothing says how many; about a thousand tokens."""
 ROWS, PLAN, ROUND = "rows.parquet", "plan.json", "round.json"
 
 
@@ -227,6 +230,28 @@ class _Rounds:
             "rounds": self.finished,
             "config": self.cfg.model_dump(mode="json"),
         }
+
+
+def with_regrown(recipe: Recipe, tokens: int) -> Recipe:
+    """The recipe of a sweep with a regrown model beside each ratio, and dialogues to watch when it has none.
+
+    Args:
+        recipe: A sweep.
+        tokens: Budget of each of them.
+
+    Raises:
+        RecipeError: It is no sweep, or decides its mixture otherwise.
+    """
+    from regrow.recipe import dump_recipe, parse_recipe
+
+    watch = recipe.curate.watch_dialogues or WATCH
+    options = {"sweep.regrown": True, "regrowth.tokens": tokens, "curate.watch_dialogues": watch}
+    return parse_recipe(dump_recipe(recipe), file="regrown", options=options)
+
+
+def regrown_tokens(train_dir: Path) -> int:
+    """Tokens that `train_with_regrowth` had grown while it trained into this folder."""
+    return int(_read(train_dir / SUMMARY)["spent"])
 
 
 def _part(folder: Path, step: int) -> list[Part]:

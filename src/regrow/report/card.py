@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regrow.arms import INTERPOLATE, is_general, is_grown
+from regrow.arms import INTERPOLATE, is_general, is_grown, is_regrown
 from regrow.report import sections
 from regrow.report.corpus_view import load_corpus
 from regrow.report.load import arm_name, load_run
@@ -41,7 +41,7 @@ def model_facts(run_dir: str | Path, arm: str) -> dict[str, Any]:
             rows = _effect(run.results.get(key) or {}, arm)
             if rows:
                 facts[key] = rows
-    if is_grown(arm) and (corpus := load_corpus(run)) is not None:
+    if (is_grown(arm) or is_regrown(arm)) and (corpus := load_corpus(run)) is not None:
         facts["replay"] = {
             "grown from": str(model.get("name") or "the base model"),
             "engine": str((run.stage("grow").get("facts") or {}).get("engine") or "unknown"),
@@ -51,6 +51,9 @@ def model_facts(run_dir: str | Path, arm: str) -> dict[str, Any]:
             "turns grown": corpus.n_nodes,
             **({"dialogues": corpus.n_dialogues} if corpus.n_dialogues is not None else {}),
         }
+        regrown = (run.stage(f"train/{arm}").get("facts") or {}).get("regrown_tokens")
+        if is_number(regrown):
+            facts["replay"]["tokens regrown while it trained"] = regrown
     if is_general(arm):
         made = run.stage("general").get("facts") or {}
         facts["replay"] = {"general data": f"{made.get('kept', 'unknown')} dialogues to draw from"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regrow.arms import BASE, GENERAL, INTERPOLATE, PLAIN, REPLAY, is_general, main_arm, ratio_in
+from regrow.arms import BASE, GENERAL, INTERPOLATE, PLAIN, REPLAY, main_arm, ratio_in, replay_text
 from regrow.errors import RunError
 
 ARM_NAMES = {BASE: "Base model", PLAIN: "Plain SFT", REPLAY: "Regrow", GENERAL: "General data",
@@ -70,7 +70,7 @@ def arm_name(arm: str) -> str:
     ratio = ratio_in(arm)
     if ratio is None:
         return ARM_NAMES.get(arm, arm)
-    return f"{100 * ratio:g}\N{NO-BREAK SPACE}% {'general data' if is_general(arm) else 'replay'}"
+    return f"{100 * ratio:g}\N{NO-BREAK SPACE}% {replay_text(arm)}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

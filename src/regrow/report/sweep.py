@@ -11,7 +11,7 @@ from regrow.report import charts, numbers
 from regrow.report.load import RunData, arm_name
 from regrow.report.numbers import is_number
 
-CHOSEN_STYLE, REPLAY_STYLE, PLAIN_STYLE, GENERAL_STYLE = 4, 2, 1, 3
+CHOSEN_STYLE, REPLAY_STYLE, PLAIN_STYLE, GENERAL_STYLE, REGROWN_STYLE = 4, 2, 1, 3, 5
 HEADS = ("replay ratio", "realised", "tokens", "learned", "than plain SFT", "forgot", "more than", "")
 
 
@@ -91,7 +91,8 @@ def _row(run: RunData, arm: str, facts: dict[str, Any], units: list[str], chosen
 
 def _label(facts: dict[str, Any]) -> str:
     """The replay ratio of an arm, and where its replay is from unless it is grown."""
-    return _percent(facts.get("ratio")) + (" general data" if facts.get("source") == "general" else "")
+    beside = {"general": " general data", "regrown": " regrown"}
+    return _percent(facts.get("ratio")) + beside.get(str(facts.get("source")), "")
 
 
 def _percent(ratio: Any) -> str:
@@ -112,8 +113,8 @@ def _turned(effect: Any) -> dict[str, Any]:
 
 
 def _style(arm: str, facts: dict[str, Any], chosen: Any) -> int:
-    if facts.get("source") == "general":
-        return GENERAL_STYLE
+    if (beside := {"general": GENERAL_STYLE, "regrown": REGROWN_STYLE}.get(str(facts.get("source")))) is not None:
+        return beside
     return CHOSEN_STYLE if arm == chosen else PLAIN_STYLE if arm == PLAIN else REPLAY_STYLE
 
 
