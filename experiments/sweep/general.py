@@ -36,7 +36,7 @@ def job(kit: Path, out: Path, name: str) -> None:
     domain, seed = name.split("-")
     rows = write_rows(kit, domain, int(seed), out / "rows" / f"{name}.jsonl")
     general = write_general(kit, out / "rows" / "general.jsonl")
-    settings = {**SETTINGS, "data": {**SETTINGS["data"], "on_bad": "drop"}}
+    settings = {**SETTINGS, "data": {**SETTINGS["data"], "on_bad": "drop", "general_loss": "hard"}}
     regrow.sweep("smollm2", rows, out / name, replay_ratios=RATIOS, general=general, seed=int(seed), settings=settings)
     for arm in (out / name / "train").glob("*/model/model.safetensors"):
         arm.unlink()  # half a gigabyte each

@@ -11,7 +11,7 @@ from regrow.arms import BASE, INTERPOLATE, PLAIN, REPLAY, is_general, is_grown, 
 from regrow.data import best_rows, read_back, read_data, read_general, source_hash, split_data
 from regrow.evaluate.config import AFTER_SUITES
 from regrow.evaluate.items import read_items
-from regrow.plan import for_given, general_amount, grow_budget, pairs, planned
+from regrow.plan import SOFT_TOP_K, for_given, general_amount, grow_budget, pairs, planned
 from regrow.progress import note
 from regrow.recipe import Recipe, dump_recipe, parse_recipe
 from regrow.result import RunResult
@@ -136,7 +136,7 @@ class _Chain:
                 **({"less_like_the_reference": whole - len(train)} if whole > len(train) else {}),
             }
 
-        data = recipe.data.model_dump(mode="json", exclude={"general"})
+        data = recipe.data.model_dump(mode="json", exclude={"general", "general_loss"})
         inputs = {"data": data, "seed": self.seed, "file": source_hash(recipe.data.path)}
         if recipe.data.quality.reference is not None:
             inputs["reference"] = source_hash(recipe.data.quality.reference)
@@ -269,9 +269,11 @@ class _Chain:
         cfg = self.recipe.mix.model_copy(update={"replay_ratio": ratio}) if nested else self.recipe.mix
         epochs = self.recipe.epochs_of(arm)
         watched = corpus if self.recipe.curate.watch_dialogues else None  # grown ones, whatever is replayed
+        soft = is_general(arm) and self.recipe.train_of(arm).replay_loss != "hard"
+        scored = (self.recipe.grow.top_logprobs or SOFT_TOP_K) if soft else 0
 
         def work(folder: Path) -> dict[str, Any]:
-            from regrow.loops.general import CORPUS
+            from regrow.loops.general import CORPUS, score_general
             from regrow.mix.parts import write_watched
             from regrow.mix.stage import mix
 
@@ -289,6 +291,8 @@ class _Chain:
                 yours = heldout[: self.recipe.curate.watch_dialogues]
                 tokens = write_watched(watched.path, yours, self.model.path, self.recipe.mix, folder)
                 done["watched_tokens"] = dict(tokens)
+            if scored:
+                done["topk"] = score_general(folder, self.model, scored)
             return done
 
         upstream = {
@@ -296,6 +300,8 @@ class _Chain:
             "corpus": replay.output_hash if replay else None,
             "watched": watched.output_hash if watched else None,
         }
+        if scored:
+            upstream["scored"] = str(scored)
         inputs = self.inputs("mix", cfg, epochs=epochs, **upstream)
         if nested:
             inputs["nested"] = True
@@ -318,6 +324,8 @@ class _Chain:
             return facts if regrowth is None else {**facts, "regrown_tokens": regrown_tokens(folder)}
 
         inputs = self.inputs("train", self.recipe.train, mixed=mixed.output_hash)
+        if is_general(arm):
+            inputs["replay_loss"] = self.recipe.train_of(arm).replay_loss
         if regrowth is not None:
             inputs["regrowth"] = self.recipe.regrowth.model_dump(mode="json")
         return self.run.stage(f"train/{arm}", inputs, work)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from regrow.grow.config import GrowConfig
     from regrow.rows.row import Row
 
+SOFT_TOP_K = 32
+"""Tokens kept at each position for soft replay, where nothing says how many."""
 SPARE = 1.3
 """Grown tokens per token the mix needs: curation drops some. Our choice; what is over is simply not mixed in."""
 
@@ -66,7 +68,7 @@ def grow_budget(recipe: Recipe, model_dir: Path, train_rows: Sequence[Row]) -> G
             aside += recipe.curate.watch_dialogues * topics * DIALOGUE_TOKENS
         cfg = cfg.model_copy(update={"tokens": replay_budget(recipe, model_dir, train_rows) + aside})
     if recipe.train.replay_loss != "hard" and cfg.top_logprobs == 0:
-        cfg = cfg.model_copy(update={"top_logprobs": 32})
+        cfg = cfg.model_copy(update={"top_logprobs": SOFT_TOP_K})
     return cfg
 
 

@@ -50,7 +50,10 @@ class DataConfig(Section):
     """Use only the first rows, for a trial."""
     general: str = ""
     """General data of your own (a file, a folder or a hub name), to compare with: a model more is trained, with as
-    much replay drawn from it as the others have grown. It has the ordinary loss."""
+    much replay drawn from it as the others have grown."""
+    general_loss: Literal["auto", "hard"] = "auto"
+    """The loss on it. auto: that of grown replay (``train.replay_loss``), for which the base reads it once; so what
+    differs is the text. hard: the ordinary loss, which is what mixing in general data means elsewhere."""
     quality: QualityConfig = QualityConfig()
     """Train only on the rows that read most like a reference text."""
 
@@ -153,7 +156,7 @@ class Recipe(Section):
     def train_of(self, arm: str) -> TrainConfig:
         """How an arm is trained on its mix, which has all epochs laid out, each with its own replay."""
         train = self.train.model_copy(update={"num_train_epochs": 1.0})
-        if is_general(arm):  # the base's distribution over what others wrote is not stored
+        if is_general(arm) and self.data.general_loss == "hard":
             return train.model_copy(update={"replay_loss": "hard"})
         if is_regrown(arm):
             mixture = train.mixture.model_copy(update={"controller": "forgetting"})

@@ -123,13 +123,49 @@ def test_without_grown_replay_nothing_is_grown(folder: Path) -> None:
     assert cost.replay_tokens == pytest.approx(cost.train_tokens["general"] - cost.train_tokens["sft"], abs=1)
 
 
-def test_general_data_alone_is_what_a_run_is_about(folder: Path, tmp_path: Path) -> None:
-    """Its loss is the ordinary one, whatever grown replay has."""
-    settings = {"data.general": str(folder / "general.jsonl"), "arms": ["sft", "general"], "train.replay_loss": "soft"}
+def test_general_data_alone_is_what_a_run_is_about(folder: Path, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """The base reads it, so that its loss is the one that grown replay would have."""
+    settings = {"data.general": str(folder / "general.jsonl"), "arms": ["sft", "general"], "train.replay_loss": "auto",
+                "grow.top_logprobs": 5}  # fmt: skip
     done = run(parse_recipe((folder / "small.yaml").read_text(), options=settings), tmp_path / "run")
     assert done.results["verdict"]["arm"] == "general" and "sources" not in done.results
-    assert json.loads((tmp_path / "run/train/general/train.json").read_text())["replay_loss"] == "hard"
+    assert json.loads((tmp_path / "run/train/general/train.json").read_text())["replay_loss"] == "soft"
+    assert json.loads((tmp_path / "run/mix/general/mix.json").read_text())["topk"] == 5
+    rows = replayed(tmp_path / "run", "general")
+    assert rows and all(r["topk_k"] == 5 and len(r["topk_ids"]) == 5 * r["n_train_tokens"] for r in rows)
+    assert_like_the_model(rows[0], tiny_model_dir)
     assert _tuned(tmp_path / "run") == done.models["general"].resolve(), "what an export exports"
+
+
+def test_the_ordinary_loss_when_it_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    settings = {"data.general": str(folder / "general.jsonl"), "arms": ["sft", "general"], "train.replay_loss": "auto",
+                "data.general_loss": "hard"}  # fmt: skip
+    recipe = parse_recipe((folder / "small.yaml").read_text(), options=settings)
+    assert recipe.train_of("general").replay_loss == "hard" and recipe.train_of("sft").replay_loss == "auto"
+    run(recipe, tmp_path / "run")
+    assert json.loads((tmp_path / "run/train/general/train.json").read_text())["replay_loss"] == "hard"
+    before = read_manifest(tmp_path / "run")["stages"]
+    run(parse_recipe((folder / "small.yaml").read_text(), options=settings | {"data.general_loss": "auto"}),
+        tmp_path / "run")  # fmt: skip
+    after = read_manifest(tmp_path / "run")["stages"]
+    assert {name for name in after if after[name] != before[name]} == {"mix/general", "train/general", "eval"}
+    assert json.loads((tmp_path / "run/train/general/train.json").read_text())["replay_loss"] == "soft"
+
+
+def assert_like_the_model(row: dict[str, Any], model_dir: Path) -> None:
+    """The stored distribution is what plain transformers says before each trained token."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([row["input_ids"]])).logits[0]
+    trained = [i for i, w in enumerate(row["loss_weights"]) if w > 0]
+    assert trained[0] > 0
+    logprobs, ids = logits[[i - 1 for i in trained]].float().log_softmax(-1).topk(row["topk_k"])
+    stored = torch.tensor(row["topk_logprobs"]).reshape(len(trained), -1)
+    torch.testing.assert_close(stored, logprobs, atol=2e-3, rtol=2e-3)
+    assert (torch.tensor(row["topk_ids"]).reshape(len(trained), -1)[:, 0] == ids[:, 0]).all()
 
 
 def test_in_a_sweep_each_ratio_has_one_and_none_is_recommended(folder: Path, tmp_path: Path) -> None:

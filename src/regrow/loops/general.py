@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from regrow.curate.config import CurateConfig
     from regrow.curate.decontaminate import Encodes
     from regrow.evaluate.items import Item
+    from regrow.models.load import ResolvedModel
     from regrow.rows.readers import ReadResult
     from regrow.rows.row import Row
 
@@ -87,3 +88,17 @@ def draw_general(
     dropped = {reason: n["dialogues"] for reason, n in cleaned.dropped.items()}
     return {**told, "kept": cleaned.dialogues["kept"], "kept_tokens": cleaned.tokens["kept"], "dropped": dropped,
             "unread": read.dropped}  # fmt: skip
+
+
+def score_general(mix_dir: Path, model: ResolvedModel, k: int) -> int:
+    """Have the base say what it thinks of the replay in a mix that it did not write, for the soft loss; returns ``k``,
+    the tokens kept at each position."""
+    from regrow.engines.choose import make_engine
+    from regrow.mix.scored import add_top_logprobs
+
+    engine = make_engine("transformers", model)
+    try:
+        add_top_logprobs(mix_dir, engine, k)
+    finally:
+        engine.close()
+    return k
