@@ -55,7 +55,8 @@ def load_evaluation(folder: Path) -> Saved:
     if not folder.is_dir():
         raise RunError("there is no such folder", where=str(folder), hint="give the folder that regrow tune -o wrote")
     if not path.is_file():
-        raise RunError("this folder has no finished evaluation", where=str(folder), hint="regrow run finishes a run")
+        raise RunError("this folder has no finished evaluation", where=str(folder),
+                       hint="the command that began the run, given again, finishes it")  # fmt: skip
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
