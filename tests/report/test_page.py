@@ -384,3 +384,18 @@ def test_what_was_lost_is_escaped(tmp_path: Path) -> None:
     html = build_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
     assert_contained(html)
     assert "<script>alert(1)" not in html and "{{7*7}}" in parse(html).text()
+
+
+def test_an_arm_that_the_recipe_no_longer_has_is_not_shown(tmp_path: Path) -> None:
+    out = make_run(tmp_path / "run", n_items=40)
+    whole = load_run(out)
+    for kind in ("mix", "train"):
+        shutil.copytree(out / kind / "regrow", out / kind / "general")
+    run = load_run(out)
+    assert list(run.mixes) == list(whole.mixes) and list(run.logs) == list(whole.logs)
+    assert run.trainings.keys() == whole.trainings.keys()
+    assert [n for n in run.notes if n not in whole.notes] == [
+        "Not shown: general, which the recipe of this run no longer has."
+    ]
+    (out / "recipe.yaml").write_text("keys: of another version\n")
+    assert "general" in load_run(out).logs, "nothing can be told apart"

@@ -75,7 +75,7 @@ def test_a_run_whose_process_is_still_ending_is_continued(
     """The page offers to continue once the run is free; a process with large libraries needs seconds more to end."""
     monkeypatch.setattr(control, "_RUN", f"import atexit, time\natexit.register(time.sleep, 3)\n{HOLD}")
     pid = office.start("mine", DEMO)
-    wait_for(lambda: owner(root / "mine"))
+    wait_for(lambda: owner(root / "mine") and (root / "mine/manifest.json").is_file())
     (root / "mine/recipe.yaml").write_text(dump_recipe(DEMO))
     office.stop("mine")
     wait_for(lambda: owner(root / "mine") is None)

@@ -151,9 +151,13 @@ def load_run(run_dir: str | Path) -> RunData:
     else:
         run.notes.append("There is no manifest.json, so times, hashes and machine facts are unknown.")
     _load_evaluation(run)
+    gone = _gone(run)
     for folder in sorted((path / "mix").glob("*/mix.json")):
-        run.mixes[folder.parent.name] = read_json(folder)
+        if folder.parent.name not in gone:
+            run.mixes[folder.parent.name] = read_json(folder)
     for log in sorted((path / "train").glob("*/log.jsonl"), key=lambda p: (p.parent.name != PLAIN, p.parent.name)):
+        if log.parent.name in gone:
+            continue
         run.logs[log.parent.name] = read_jsonl(log, torn_end=True)
         if (summary := log.with_name("train.json")).is_file():
             run.trainings[log.parent.name] = read_json(summary)
@@ -171,6 +175,21 @@ def load_run(run_dir: str | Path) -> RunData:
     if stopped:
         run.notes.append(f"Not finished: {', '.join(stopped)}. The page shows what was there when it was made.")
     return run
+
+
+def _gone(run: RunData) -> set[str]:
+    """Arms whose folders are there from an earlier recipe of this run; said in its notes."""
+    from regrow.errors import RegrowError
+    from regrow.recipe import load_recipe
+
+    try:
+        arms = {*load_recipe(run.path / "recipe.yaml").arm_ratios(), *((run.results or {}).get("arms") or [])}
+    except (RegrowError, OSError):  # no recipe, or one of another version: then nothing can be told apart
+        return set()
+    gone = {folder.name for kind in ("mix", "train") for folder in (run.path / kind).glob("*/")} - arms
+    if gone:
+        run.notes.append(f"Not shown: {', '.join(sorted(gone))}, which the recipe of this run no longer has.")
+    return gone
 
 
 def _load_evaluation(run: RunData) -> None:
