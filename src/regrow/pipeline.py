@@ -102,6 +102,8 @@ class _Chain:
         if INTERPOLATE in (recipe.arms or []):
             trained[INTERPOLATE] = self.interpolate(models[PLAIN], trained[PLAIN])
             models[INTERPOLATE] = trained[INTERPOLATE].path / "model"
+        for name in [n for n, s in run.manifest["stages"].items() if s["status"] != "done" and n not in run.plan]:
+            del run.manifest["stages"][name]  # begun for a recipe that this run no longer has
         home = run.path.resolve()  # so that a run that is moved still finds its models
         run.manifest["models"] = {
             arm: str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
@@ -253,6 +255,7 @@ class _Chain:
             items=read_items(suites.path / "items.jsonl"),
             domain_rows=heldout,
             encoder=lambda: sentence_encoder(self.recipe),
+            made_of=(grown.output_hash, corpus.output_hash, suites.output_hash),
         )
 
     def mix(
@@ -291,8 +294,8 @@ class _Chain:
                 yours = heldout[: self.recipe.curate.watch_dialogues]
                 tokens = write_watched(watched.path, yours, self.model.path, self.recipe.mix, folder)
                 done["watched_tokens"] = dict(tokens)
-            if scored:
-                done["topk"] = score_general(folder, self.model, scored)
+            if scored and done["replay"]["rows"]:
+                done["topk"] = score_general(folder, self.model, scored, self.recipe.train.max_length)
             return done
 
         upstream = {
@@ -301,7 +304,7 @@ class _Chain:
             "watched": watched.output_hash if watched else None,
         }
         if scored:
-            upstream["scored"] = str(scored)
+            upstream["scored"] = f"{scored} of {self.recipe.train.max_length}"
         inputs = self.inputs("mix", cfg, epochs=epochs, **upstream)
         if nested:
             inputs["nested"] = True
@@ -328,6 +331,7 @@ class _Chain:
             inputs["replay_loss"] = self.recipe.train_of(arm).replay_loss
         if regrowth is not None:
             inputs["regrowth"] = self.recipe.regrowth.model_dump(mode="json")
+            inputs["grounds"] = list(regrowth.made_of)
         return self.run.stage(f"train/{arm}", inputs, work)
 
     def interpolate(self, tuned: Path, upstream: StageResult) -> StageResult:

@@ -30,6 +30,7 @@ def check_recipe(recipe: Recipe, model: ResolvedModel) -> None:
     from regrow.models.load import load_tokenizer
     from regrow.models.turns import derive_turns
     from regrow.train.arguments import check_trackers, make_arguments
+    from regrow.train.launch import check_alone
 
     check_trainable(model)
     if recipe.train.save_epochs:
@@ -49,6 +50,8 @@ def check_recipe(recipe: Recipe, model: ResolvedModel) -> None:
         derive_turns(tokenizer)
     if recipe.data.general:
         _check_general(recipe, tokenizer)
+    for arm in recipe.arm_ratios():
+        check_alone(recipe.train_of(arm))
     check_trackers(recipe.train)
     with tempfile.TemporaryDirectory() as nowhere:
         make_arguments(recipe.train, Path(nowhere) / "checkpoints", recipe.seed)

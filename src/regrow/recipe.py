@@ -108,7 +108,8 @@ class Recipe(Section):
     def _can_regrow(self) -> Recipe:
         watching = self.train.mixture.controller == "forgetting"
         if self.regrowth.tokens and not (watching or self.sweep.regrown):
-            raise ValueError("regrowth.tokens needs train.mixture.controller: forgetting, which says what to grow")
+            raise ValueError("regrowth.tokens needs train.mixture.controller: forgetting, which says what to grow "
+                             "(in a sweep: sweep.regrown)")  # fmt: skip
         if watching and not self.curate.watch_dialogues:
             raise ValueError("train.mixture.controller: forgetting needs curate.watch_dialogues, say 8")
         return self

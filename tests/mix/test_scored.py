@@ -51,7 +51,7 @@ def made(folder: Path) -> Path:
 def test_replay_that_has_none_gets_it_at_its_trained_positions(tmp_path: Path) -> None:
     folder, engine = made(tmp_path / "mix"), Counting()
     before = pq.read_table(folder / "train.parquet").to_pylist()
-    assert add_top_logprobs(folder, engine, K) == 1  # type: ignore[arg-type]
+    assert add_top_logprobs(folder, engine, K, 100) == 1  # type: ignore[arg-type]
     mine, theirs, grown = pq.read_table(folder / "train.parquet").to_pylist()
     assert engine.asked == [[1, 2, 3, 4]] and (mine, grown) == (before[0], before[2])
     assert theirs["topk_k"] == K
@@ -61,3 +61,11 @@ def test_replay_that_has_none_gets_it_at_its_trained_positions(tmp_path: Path) -
         k: v for k, v in before[1].items() if "topk" not in k
     }
     assert json.loads((folder / "mix.json").read_text()) == {"topk": K, "epochs": 2.0}
+
+
+def test_nothing_is_read_behind_the_cut(tmp_path: Path) -> None:
+    folder, engine = made(tmp_path / "mix"), Counting()
+    add_top_logprobs(folder, engine, K, 3)  # type: ignore[arg-type]
+    theirs = pq.read_table(folder / "train.parquet").to_pylist()[1]
+    assert engine.asked == [[1, 2, 3]]
+    assert theirs["topk_ids"] == [*[NO_ID] * K, 2, 3, 4, *[NO_ID] * K], "as many entries as trained tokens"

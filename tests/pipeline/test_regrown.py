@@ -15,7 +15,7 @@ from regrow.arms import at_ratio, is_general, is_grown, is_regrown, main_arm, ra
 from regrow.cli import build_app
 from regrow.cost import estimate
 from regrow.errors import RecipeError
-from regrow.loops.regrowth import WATCH, with_regrown
+from regrow.loops.regrowth import WATCH_DEFAULT, with_regrown
 from regrow.pipeline import run
 from regrow.plan import pairs, planned
 from regrow.recipe import Recipe, load_recipe, parse_recipe
@@ -25,7 +25,7 @@ from regrow.runs import read_manifest
 from tests.loops.ground import script_the_measurements
 from tests.pipeline.test_loops import SMALL
 
-ARMS = ["sft", "replay-0.5", "replay-0.7", "regrown-0.5", "regrown-0.7"]
+ARMS = ["sft", "replay-0.01", "replay-0.5", "replay-0.7", "regrown-0.01", "regrown-0.5", "regrown-0.7"]
 BUDGET = 1500
 
 
@@ -55,7 +55,7 @@ def finished(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         script_the_measurements()
         said = invoke(
             "sweep", str(tiny_model_dir), str(made / "mine.jsonl"), "-o", str(made / "run"),
-            "--replay-ratios", "0,0.5,0.7", "--regrown", str(BUDGET), *(x for s in sets for x in ("--set", s)),
+            "--replay-ratios", "0,0.01,0.5,0.7", "--regrown", str(BUDGET), *(x for s in sets for x in ("--set", s)),
         )  # fmt: skip
     return made / "run", said
 
@@ -84,16 +84,24 @@ def test_the_regrown_arm_has_the_mix_of_its_ratio_and_grows_on(finished: tuple[P
     assert any("asked/bees" in line for line in asked) and not any("asked/bees" in line for line in still)
 
 
+def test_a_ratio_too_small_for_a_dialogue_has_nothing_to_follow(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    assert json.loads((out / "mix/regrown-0.01/mix.json").read_text())["replay"]["rows"] == 0
+    assert facts(out, "regrown-0.01")["regrown_tokens"] == 0
+    weights = ((out / f"train/{arm}/model/model.safetensors").read_bytes() for arm in ("sft", "regrown-0.01"))
+    assert next(weights) == next(weights)
+
+
 def test_it_is_set_beside_its_ratio_and_not_recommended(finished: tuple[Path, str]) -> None:
     out, said = finished
     results = json.loads((out / "eval/results.json").read_text())
     found = results["sweep"]["arms"]
     assert list(found) == ARMS
-    assert [x["source"] for x in found.values()] == ["grown"] * 3 + ["regrown"] * 2
+    assert [x["source"] for x in found.values()] == ["grown"] * 4 + ["regrown"] * 3
     assert found["regrown-0.7"]["above"]["than"] == "replay-0.7"
     assert not any(x["above"]["than"].startswith("regrown") for x in found.values())
-    two = [("replay-0.5", "regrown-0.5"), ("replay-0.7", "regrown-0.7")]
-    assert [(p["grown"], p["other"], p["source"]) for p in results["sources"]] == [(*p, "regrown") for p in two]
+    three = [(f"replay-{r}", f"regrown-{r}", "regrown") for r in (0.01, 0.5, 0.7)]
+    assert [(p["grown"], p["other"], p["source"]) for p in results["sources"]] == three
     for pair in results["sources"]:
         assert pair["regrown"] == facts(out, pair["other"])["regrown_tokens"]
         assert f"{pair['regrown']:,} tokens more grown for it" in pair["sentence"] and pair["sentence"] in said
@@ -109,7 +117,7 @@ def test_its_budget_is_in_the_cost(finished: tuple[Path, str]) -> None:
     recipe = load_recipe(finished[0] / "recipe.yaml")
     without = parse_recipe((finished[0] / "recipe.yaml").read_text(), options={"sweep.regrown": False,
                                                                               "regrowth.tokens": 0})  # fmt: skip
-    assert estimate(recipe).grown_tokens == pytest.approx(estimate(without).grown_tokens + 2 * BUDGET, abs=5)
+    assert estimate(recipe).grown_tokens == pytest.approx(estimate(without).grown_tokens + 3 * BUDGET, abs=5)
 
 
 def test_the_flag_and_the_function_make_one_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,8 +127,9 @@ def test_the_flag_and_the_function_make_one_recipe(monkeypatch: pytest.MonkeyPat
     (recipe,) = seen
     assert recipe == with_regrown(parse_recipe("sweep: {replay_ratios: [0, 0.1]}", options={
         "model.model_name_or_path": "smollm2", "data.path": "demo"}), 700)  # fmt: skip
-    assert recipe.curate.watch_dialogues == WATCH and recipe.train_of("replay-0.1").mixture.controller == "none"
-    assert recipe.train_of("regrown-0.1").mixture.controller == "forgetting"
+    assert recipe.curate.watch_dialogues == WATCH_DEFAULT
+    controllers = [recipe.train_of(arm).mixture.controller for arm in ("replay-0.1", "regrown-0.1")]
+    assert controllers == ["none", "forgetting"]
     kept = with_regrown(parse_recipe("{sweep: {replay_ratios: [0, 0.1]}, curate: {watch_dialogues: 3}}"), 700)
     assert kept.curate.watch_dialogues == 3
     assert planned(recipe)[-3:] == ["mix/regrown-0.1", "train/regrown-0.1", "eval"]
@@ -132,6 +141,7 @@ def test_the_flag_and_the_function_make_one_recipe(monkeypatch: pytest.MonkeyPat
     [
         ("{sweep: {regrown: true}, regrowth: {tokens: 9}, curate: {watch_dialogues: 2}}", "name sweep.replay_ratios"),
         ("{sweep: {regrown: true, replay_ratios: [0, 0.1]}}", "regrowth.tokens"),
+        ("{sweep: {replay_ratios: [0, 0.1]}, regrowth: {tokens: 9}}", "in a sweep: sweep.regrown"),
         ("{sweep: {regrown: true, replay_ratios: [0, 0.1]}, regrowth: {tokens: 9}}", "curate.watch_dialogues"),
         ("{sweep: {regrown: true, replay_ratios: [0, 0.1]}, regrowth: {tokens: 9}, curate: {watch_dialogues: 2}, "
          "train: {mixture: {controller: uniform}}}", "fixed ratio"),
@@ -156,3 +166,18 @@ def test_a_run_of_it_is_resumed_with_nothing_redone(finished: tuple[Path, str]) 
     before = read_manifest(finished[0])["stages"]
     run(load_recipe(finished[0] / "recipe.yaml"), finished[0])
     assert read_manifest(finished[0])["stages"] == before
+
+
+def test_other_items_train_a_regrown_arm_again(finished: tuple[Path, str]) -> None:
+    """What it grew was compared with the items there were."""
+    inputs = read_manifest(finished[0])["stages"]
+    made_of = [inputs[name]["output_hash"] for name in ("grow", "corpus", "suites")]
+    assert inputs["train/regrown-0.7"]["inputs"]["grounds"] == made_of
+    assert "grounds" not in inputs["train/replay-0.7"]["inputs"]
+
+
+def test_several_processes_are_refused_before_anything_is_spent(finished: tuple[Path, str], tmp_path: Path) -> None:
+    recipe = parse_recipe((finished[0] / "recipe.yaml").read_text(), options={"train.launch.num_processes": 2})
+    with pytest.raises(RecipeError, match="single process"):
+        run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run/data").exists()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regrow.errors import DataError
+from regrow.errors import DataError, EngineError
 from regrow.mix.config import MixConfig
 from regrow.mix.given import WHERE, left_out_text, write_given
 from regrow.mix.stage import scratch_in
@@ -90,15 +90,24 @@ def draw_general(
             "unread": read.dropped}  # fmt: skip
 
 
-def score_general(mix_dir: Path, model: ResolvedModel, k: int) -> int:
+def score_general(mix_dir: Path, model: ResolvedModel, k: int, max_length: int) -> int:
     """Have the base say what it thinks of the replay in a mix that it did not write, for the soft loss; returns ``k``,
-    the tokens kept at each position."""
+    the tokens kept at each position.
+
+    Raises:
+        EngineError: The base cannot read it.
+    """
     from regrow.engines.choose import make_engine
     from regrow.mix.scored import add_top_logprobs
 
-    engine = make_engine("transformers", model)
     try:
-        add_top_logprobs(mix_dir, engine, k)
-    finally:
-        engine.close()
+        engine = make_engine("transformers", model)
+        try:
+            add_top_logprobs(mix_dir, engine, k, max_length)
+        finally:
+            engine.close()
+    except EngineError as error:
+        hint = "data.general_loss: hard trains on general data without the base reading it"
+        raise EngineError(f"the base cannot read the general data: {error.message}", where=error.where,
+                          hint=hint) from error  # fmt: skip
     return k

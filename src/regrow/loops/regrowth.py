@@ -32,6 +32,7 @@ from regrow.curate.config import CurateConfig
 from regrow.grow.config import GrowConfig
 from regrow.loops.config import RegrowthConfig
 from regrow.mix.config import MixConfig
+from regrow.mix.mixtures import WATCHED
 from regrow.progress import note
 from regrow.train.config import TrainConfig
 
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
     from regrow.train.summary import TrainSummary
 
 SUMMARY = "regrowth.json"
-WATCH = 8
+WATCH_DEFAULT = 8
 """Dialogues of each topic that are watched when nothing says how many; about a thousand tokens."""
+MIX = "train.parquet"
 ROWS, PLAN, ROUND = "rows.parquet", "plan.json", "round.json"
 
 
@@ -60,6 +62,7 @@ class Grounds:
         grow, curate: Their settings.
         items, domain_rows, encoder: What curation compares with.
         engine: What samples; made from ``grow.engine`` by default.
+        made_of: Hashes of the corpus and of the items, by which a finished training is known to be of them.
     """
 
     grown: Path
@@ -70,6 +73,7 @@ class Grounds:
     domain_rows: Sequence[Row]
     encoder: Callable[[], Encodes | None]
     engine: Engine | None = None
+    made_of: tuple[str, ...] = ()
 
 
 def train_with_regrowth(
@@ -89,7 +93,8 @@ def train_with_regrowth(
     Writes what `regrow.train.stage.train` writes, and ``out/regrowth``: the store and the corpus grown on, a folder
     for each round (``plan.json``: what was asked for and why, ``rows.parquet``: what joined, ``round.json``), and
     ``regrowth.json``. Dialogues of the corpus that the mix did not choose are there from the first step, so that
-    nothing is grown that lies unused.
+    nothing is grown that lies unused. A mix without replay of a watched topic, as a small ratio of little data gives,
+    is trained as by `regrow.train.stage.train`.
 
     Args:
         cfg: Budget and rounds.
@@ -103,14 +108,20 @@ def train_with_regrowth(
     """
     from regrow.mix.parts import write_part
     from regrow.train.pause import Paused, Stop
-    from regrow.train.stage import train_until
+    from regrow.train.stage import train, train_until
 
+    if not _can_follow(mix_dir):
+        note(f"training {label}: its mix has no replay of a watched topic, so it is trained as without regrowth")
+        still = train_cfg.mixture.model_copy(update={"controller": "none"})
+        alone = train_cfg.model_copy(update={"mixture": still})
+        return train(model.path, mix_dir, alone, out, seed=seed, label=label)
     folder = out / "regrowth"
     state = _Rounds(cfg, model, mix_cfg, train_cfg, grounds, folder, mix_dir, seed)
     parts: list[Part] = []
     first = folder / "00"
     if not (first / ROUND).is_file():
-        used = {row.rpartition("#")[0] or row for row in _column(mix_dir / "train.parquet", "id")}
+        _tell_what_is_out(grounds.corpus, mix_dir, label)
+        used = {row.rpartition("#")[0] or row for row in _column(mix_dir / MIX, "id")}
         rest = _dialogues(grounds.corpus) - used
         tokens = write_part(grounds.corpus, model.path, mix_cfg, first / ROWS, only=rest) if rest else Counter()
         _write(first / ROUND, {"joined": dict(tokens), "grown": {}, "after_step": 0})
@@ -164,7 +175,7 @@ class _Rounds:
     def plan(self, paused: Paused, parts: Sequence[Part]) -> dict[str, Any]:
         """What a round asks for: missing tokens as dialogues of the topic's mean length in the stream."""
         rows, tokens = Counter[str](), Counter[str]()
-        for path in [self.mix_dir / "train.parquet", *(part.path for part in parts)]:
+        for path in [self.mix_dir / MIX, *(part.path for part in parts)]:
             columns = (_column(path, name) for name in ("source", "domain", "n_tokens"))
             for source, topic, n in zip(*columns, strict=True):
                 if source == "replay":
@@ -244,14 +255,31 @@ def with_regrown(recipe: Recipe, tokens: int) -> Recipe:
     """
     from regrow.recipe import dump_recipe, parse_recipe
 
-    watch = recipe.curate.watch_dialogues or WATCH
+    watch = recipe.curate.watch_dialogues or WATCH_DEFAULT
     options = {"sweep.regrown": True, "regrowth.tokens": tokens, "curate.watch_dialogues": watch}
     return parse_recipe(dump_recipe(recipe), file="regrown", options=options)
 
 
 def regrown_tokens(train_dir: Path) -> int:
-    """Tokens that `train_with_regrowth` had grown while it trained into this folder."""
-    return int(_read(train_dir / SUMMARY)["spent"])
+    """Tokens that `train_with_regrowth` had grown while it trained into this folder; 0 where it could not follow."""
+    return int(_read(train_dir / SUMMARY)["spent"]) if (train_dir / SUMMARY).is_file() else 0
+
+
+def _can_follow(mix_dir: Path) -> bool:
+    """Whether a mix has replay of a topic that is watched."""
+    mixed = zip(_column(mix_dir / MIX, "source"), _column(mix_dir / MIX, "domain"), strict=True)
+    return bool({topic for source, topic in mixed if source == "replay"} & set(_column(mix_dir / WATCHED, "domain")))
+
+
+def _tell_what_is_out(corpus: Path, mix_dir: Path, label: str) -> None:
+    """Say which topics of the corpus a small mix is without: they have no share that could rise."""
+    from regrow.grow.corpus import read_dialogues
+
+    every = {d.topic for d in read_dialogues(corpus)}
+    if gone := sorted(every - set(_column(mix_dir / MIX, "domain"))):
+        shown = ", ".join(gone[:4]) + (", ..." if len(gone) > 4 else "")
+        note(f"training {label}: its mix has none of {len(gone)} of {len(every)} topics ({shown}), so their "
+             "forgetting is neither followed nor made good")  # fmt: skip
 
 
 def _part(folder: Path, step: int) -> list[Part]:

@@ -64,7 +64,7 @@ class MixtureSection(Section):
     """``skill-it``: measurements that count; the authors' 3. The one before the first step never does."""
     looks: int = Field(default=1, ge=1)
     """``skill-it``: measurements between two changes of the shares. The authors' LEGO script has 20, so that its
-    window is of the last moments alone; 1 costs the fewest measurements."""
+    window is of the last moments alone; with so many set ``update_steps`` too. 1 costs the fewest measurements."""
     tilt: float = Field(default=0.5, ge=0, le=1)
     """``forgetting``: how much of the replay follows the forgetting; every topic keeps ``1 - tilt`` of its share.
     [G]: half, so that no topic can lose more than half of its replay to a noisy measurement."""

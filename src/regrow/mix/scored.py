@@ -20,20 +20,24 @@ from regrow.mix.tokenize import NO_ID
 from regrow.progress import task
 
 
-def add_top_logprobs(mix_dir: Path, engine: Engine, k: int) -> int:
+def add_top_logprobs(mix_dir: Path, engine: Engine, k: int, max_length: int) -> int:
     """Store the ``k`` likeliest tokens and their log-probabilities at each trained position of the replay rows that
     have none, in ``train.parquet``, and ``topk`` in ``mix.json``.
 
     A first token that nothing stands before (a text, by a model without a token for its beginning) has no
-    distribution and keeps the ordinary loss.
+    distribution; it is not trained either.
 
     Args:
         mix_dir: A finished mix.
         engine: Of the base model, one that can score.
         k: How many.
+        max_length: Where training cuts a row (``train.max_length``); nothing is read behind it.
 
     Returns:
         Rows scored.
+
+    Raises:
+        EngineError: A row is longer than the model's context.
     """
     import pyarrow.parquet as pq
 
@@ -49,7 +53,7 @@ def add_top_logprobs(mix_dir: Path, engine: Engine, k: int) -> int:
                 rows = batch.to_pylist()
                 rows = [r | {name: np.asarray(r[name], dtype) for name, dtype in LISTS.items()} for r in rows]
                 bare = [r for r in rows if r["source"] == "replay" and not r["topk_k"]]
-                asked = [ScoreRow(r["input_ids"].tolist()) for r in bare]
+                asked = [ScoreRow(r["input_ids"][:max_length].tolist()) for r in bare]
                 for row, score in zip(bare, engine.score(asked, top_k=k), strict=True):
                     row |= _columns(row, score, k)
                     scored += 1
@@ -67,6 +71,7 @@ def _columns(row: dict[str, Any], score: Score, k: int) -> dict[str, Any]:
     assert score.top_ids is not None and score.top_logprobs is not None
     n = len(row["input_ids"])
     ids, logprobs = np.full((n, k), NO_ID, dtype=np.int32), np.full((n, k), -np.inf, dtype=np.float32)
-    ids[1:], logprobs[1:] = score.top_ids, score.top_logprobs
+    read = 1 + len(score.top_ids)
+    ids[1:read], logprobs[1:read] = score.top_ids, score.top_logprobs
     trained = row["loss_weights"] > 0
     return {"topk_ids": ids[trained].ravel(), "topk_logprobs": logprobs[trained].ravel(), "topk_k": k}

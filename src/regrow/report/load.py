@@ -171,7 +171,8 @@ def load_run(run_dir: str | Path) -> RunData:
             break
     else:
         run.notes.append("This run has no grown corpus (yet), so there is no tree to show.")
-    stopped = [n for n, s in run.manifest["stages"].items() if isinstance(s, dict) and s.get("status") != "done"]
+    stages = {n: s for n, s in run.manifest["stages"].items() if n.rpartition("/")[2] not in gone}
+    stopped = [n for n, s in stages.items() if isinstance(s, dict) and s.get("status") != "done"]
     if stopped:
         run.notes.append(f"Not finished: {', '.join(stopped)}. The page shows what was there when it was made.")
     return run

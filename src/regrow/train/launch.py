@@ -107,6 +107,19 @@ def identity(cfg: TrainConfig) -> list[Any]:
     return [config["num_processes"], config["distributed_type"]]
 
 
+def check_alone(cfg: TrainConfig) -> None:
+    """Refuse several processes where the shares of the mix change while training.
+
+    Raises:
+        RecipeError: That is asked for.
+    """
+    if launched(cfg) and cfg.mixture.controller != "none":
+        raise RecipeError(
+            "shares that change while training need a single process", where="train.mixture.controller",
+            hint="leave train.launch out",
+        )  # fmt: skip
+
+
 def launch(
     model_dir: Path, mix_dir: Path, cfg: TrainConfig, out: Path, *, seed: int, label: str, resume: bool
 ) -> None:
@@ -125,8 +138,7 @@ def launch(
     from regrow.rows.writers import atomic_write_text
     from regrow.train.arguments import use_bf16
 
-    if cfg.mixture.controller != "none":
-        raise RecipeError("shares that change while training need a single process", where="train.mixture.controller")
+    check_alone(cfg)
     config = accelerate_config(cfg.launch, bf16=use_bf16(cfg))
     if cfg.lr_scheduler_type == "infinite" and config["distributed_type"] != TYPES["ddp"]:
         raise RecipeError(

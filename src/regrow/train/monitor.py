@@ -18,6 +18,8 @@ from transformers import TrainerCallback
 
 from regrow.errors import RecipeError, RunError
 from regrow.mix.controller import Mixture
+from regrow.mix.skill_it import SkillIt
+from regrow.progress import note
 from regrow.train.objectives.replay import hard_loss, topk_kl
 
 if TYPE_CHECKING:
@@ -217,8 +219,17 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.settle(state.max_steps)
         if state.global_step == 0:
+            self._tell_if_still(state.max_steps)
             self._join(0)
             self._look(0)
+
+    def _tell_if_still(self, max_steps: int) -> None:
+        looks = self.mixture.looks if isinstance(self.mixture, SkillIt) else 1
+        if looks > 1 and looks * self.every >= max_steps:
+            note(
+                f"mixture: the shares never change, as train.mixture.looks={looks} measurements, {self.every} steps "
+                f"apart, are all of the {max_steps} steps; lower train.mixture.update_steps"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         last = state.global_step >= state.max_steps

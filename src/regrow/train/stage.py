@@ -108,9 +108,14 @@ def train_until(
 
     Returns:
         What is left to do when it stopped, the summary when it finished.
+
+    Raises:
+        RecipeError: ``train.launch`` asks for several processes; else as `train`.
     """
     from regrow.train.arguments import check_trackers
+    from regrow.train.launch import check_alone
 
+    check_alone(cfg)
     model_dir, mix_dir, out = Path(model_dir), Path(mix_dir), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     mark = fingerprint(cfg, model_dir, mix_dir / "train.parquet", seed)
