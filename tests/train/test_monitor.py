@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from regrow.errors import RecipeError, RunError
 from regrow.mix.mixtures import WATCHED
+from regrow.mix.skill_it import SkillIt
 from regrow.train import pause
 from regrow.train.config import TrainConfig
 from regrow.train.monitor import MONITOR, Gap, Monitor, stability_gap
@@ -171,3 +172,13 @@ def test_each_key_of_forgetting_matters(change, tiny_model_dir, tmp_path):
         return [json.loads(x).get("asked/rivers") for x in (out / MONITOR).read_text().splitlines()][2:]
 
     assert asked() != asked(**change)
+
+
+@pytest.mark.parametrize(("looks", "every", "still"), [(20, 10, True), (20, 5, False), (1, 200, False)])
+def test_shares_that_never_change_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], looks: int, every: int, still: bool
+) -> None:
+    mixture = SkillIt({"a": {"b": 0.5}, "b": {}}, looks=looks)
+    monitor = Monitor(None, every, tmp_path / "monitor.jsonl", mixture=mixture)  # type: ignore[arg-type]
+    monitor._tell_if_still(150)
+    assert ("the shares never change" in capfd.readouterr().err) is still
