@@ -391,6 +391,9 @@ def test_an_arm_that_the_recipe_no_longer_has_is_not_shown(tmp_path: Path) -> No
     whole = load_run(out)
     for kind in ("mix", "train"):
         shutil.copytree(out / kind / "regrow", out / kind / "general")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["stages"]["train/general"] = {"status": "running"}
+    (out / "manifest.json").write_text(json.dumps(manifest))
     run = load_run(out)
     assert list(run.mixes) == list(whole.mixes) and list(run.logs) == list(whole.logs)
     assert run.trainings.keys() == whole.trainings.keys()
