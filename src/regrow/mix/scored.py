@@ -48,7 +48,10 @@ def add_top_logprobs(mix_dir: Path, engine: Engine, k: int, max_length: int) -> 
 
     def records() -> Iterator[dict[str, Any]]:
         nonlocal scored
-        with pq.ParquetFile(path) as file, task("reading general data with the base", file.metadata.num_rows) as bar:
+        with (
+            pq.ParquetFile(path) as file,
+            task("reading general data with the base", file.metadata.num_rows, "rows") as bar,
+        ):
             for batch in file.iter_batches(batch_size=WRITE_ROWS):
                 rows = batch.to_pylist()
                 rows = [r | {name: np.asarray(r[name], dtype) for name, dtype in LISTS.items()} for r in rows]
