@@ -78,10 +78,11 @@ def save_model(folder: Path, seed: int) -> Path:
     return save_random(folder, seed, config)
 
 
-def write_mix(folder: Path, seed: int, shuffled: bool) -> Path:
+def write_mix(folder: Path, seed: int, shuffled: bool, every: bool) -> Path:
+    """With the loss on the value asked for, or on every token."""
     found = make(seed, TRAIN, shuffled)
     return write_token_mix(
-        folder, {s: [(ids, [0.0] * (len(ids) - 1) + [1.0]) for ids in rows] for s, rows in found.items()}
+        folder, {s: [(ids, [float(every)] * (len(ids) - 1) + [1.0]) for ids in rows] for s, rows in found.items()}
     )
 
 
@@ -101,7 +102,7 @@ def accuracies(model_dir: Path, shuffled: bool) -> dict[str, float]:
     return out
 
 
-def job(out: Path, arm: str, seed: int, shuffled: bool, steps: int) -> None:
+def job(out: Path, arm: str, seed: int, shuffled: bool, steps: int, every: bool) -> None:
     from regrow.train.stage import train
 
     folder, began = out / f"seed{seed}" / arm, time.monotonic()
@@ -111,7 +112,7 @@ def job(out: Path, arm: str, seed: int, shuffled: bool, steps: int) -> None:
         save_steps=10**6, logging_steps=steps // UPDATES, weight_decay=0.0,
         mixture={"update_steps": steps // UPDATES // LOOKS, "holdout_rows": HELD_OUT} | ARMS[arm],
     )  # fmt: skip
-    mix = write_mix(folder / "mix", seed, shuffled)
+    mix = write_mix(folder / "mix", seed, shuffled, every)
     train(model, mix, cfg, folder / "train", seed=seed, label=f"{arm}/{seed}")
     looks = [json.loads(x) for x in (folder / "train/monitor.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {"accuracy": accuracies(folder / "train/model", shuffled), "looks": looks,
@@ -152,15 +153,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--in-order", action="store_true", help="clauses in the order of the chain: easier")
+    parser.add_argument("--all-tokens", action="store_true", help="the loss on every token, as the authors train")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     shuffled = not args.in_order
     if args.job:
-        job(args.out, args.job[0], int(args.job[1]), shuffled, args.steps)
+        job(args.out, args.job[0], int(args.job[1]), shuffled, args.steps, args.all_tokens)
         return
     me = [sys.executable, str(Path(__file__).resolve()), "--out", str(args.out), "--steps", str(args.steps)]
     me += ["--in-order"] if args.in_order else []
+    me += ["--all-tokens"] if args.all_tokens else []
     for seed in args.seeds:
         todo = [a for a in ARMS if not (args.out / f"seed{seed}/{a}/result.json").exists()]
         in_parallel([[*me, "--job", a, str(seed)] for a in todo], args.workers, 1, args.out / "logs")
